@@ -1,0 +1,91 @@
+# One command each; `make` prints them. Set-up is a step of every target and does nothing the second time.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+VARIANT ?= quickstart
+CONFIG  ?= quickstart
+LAUNCH  ?=
+SEED    ?=
+RUNS    ?= runs
+ARGS    ?=
+
+# VENV= (empty) takes PYTHON, the active environment, as it is and installs nothing.
+RUN     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+READY   := $(if $(VENV),$(VENV)/.ready)
+RECIPES := $(RUN) -m recipes
+
+.DEFAULT_GOAL := help
+.PHONY: help setup rlhf rlhf-seeds sft rm ppo recipe list validate results verify chat lint format test clean
+
+help: ## these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ------------------------------------------------------------------------------------------------------------ set-up
+setup: $(READY) ## create .venv and install what is needed (PYTHON=, VENV= point elsewhere)
+
+$(VENV)/.ready: requirements.txt
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# ---------------------------------------------------------------------------------------- the main job, stage by stage
+# A stage is remade when its config, its script or a stage before it changed. Stages without a config named VARIANT are
+# left out: a set of configs may start from a model that exists.
+result = $(RUNS)/$(1)/$(VARIANT)/result.json
+exists = $(wildcard configs/$(1)/$(VARIANT).yaml)
+
+define stage # name, stages before it
+ifneq ($(call exists,$(1)),)
+PIPELINE += $(call result,$(1))
+$(call result,$(1)): $(call exists,$(1)) $(wildcard recipes/$(1)*.py) $(foreach before,$(2),$(if $(call exists,$(before)),$(call result,$(before)))) | $(READY)
+	$(RECIPES) run $(1)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed $(if $(SEED),--seed $(SEED)) $(ARGS)
+endif
+endef
+
+$(eval $(call stage,tokenization/train,))
+$(eval $(call stage,pretraining/causal,tokenization/train))
+$(eval $(call stage,finetuning/sft,pretraining/causal))
+$(eval $(call stage,rlhf/judge,))
+$(eval $(call stage,rlhf/reward,finetuning/sft))
+$(eval $(call stage,rlhf/ppo,finetuning/sft rlhf/reward))
+$(eval $(call stage,rlhf/evaluate,pretraining/causal finetuning/sft rlhf/judge rlhf/reward rlhf/ppo))
+
+rlhf: $(PIPELINE) | $(READY) ## tokenizer, base, SFT, reward model, PPO, report (VARIANT=name for another set of configs)
+	@test -n "$(PIPELINE)" || { echo "error: no config is named '$(VARIANT)' in configs/*/*/" >&2; exit 2; }
+	$(RUN) -m scripts.report --variant $(VARIANT) --runs_dir $(RUNS)
+
+rlhf-seeds: | $(READY) ## the main job three times, with seeds 0, 1, 2, and one table of all three
+	$(foreach seed,0 1 2,$(MAKE) rlhf VARIANT=$(VARIANT) SEED=$(seed) RUNS=$(RUNS)/seed-$(seed) &&) true
+	$(RUN) -m scripts.report --variant $(VARIANT) --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/rlhf-seeds
+
+# ------------------------------------------------------------------------------------------------------- single runs
+launch = $(RECIPES) run $(if $(findstring /,$(CONFIG)),$(CONFIG),$(1)/$(CONFIG)) $(if $(LAUNCH),--launch $(LAUNCH)) $(ARGS)
+
+sft: | $(READY) ## supervised fine-tuning (CONFIG=name LAUNCH=profile ARGS="--key value")
+	$(call launch,finetuning/sft)
+rm: | $(READY) ## reward model (as sft)
+	$(call launch,rlhf/reward)
+ppo: | $(READY) ## PPO (as sft)
+	$(call launch,rlhf/ppo)
+recipe: | $(READY) ## any config: CONFIG=family/recipe/variant
+	$(call launch,)
+chat: | $(READY) ## talk to a model: MODEL=runs/rlhf/ppo/quickstart
+	$(RUN) -m scripts.chat $(MODEL) $(ARGS)
+
+# ------------------------------------------------------------------------------------------------------------ checks
+list: | $(READY) ## every recipe and config
+	@$(RECIPES) list
+validate: | $(READY) ## parse every config, build its arguments, load no weights
+	$(RECIPES) validate
+lint: | $(READY) ## style
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+format: | $(READY) ## put the style right
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+test: | $(READY) ## all tests that take seconds
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "not slow" $(ARGS)
+verify: | $(READY) ## the tests that take minutes
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow $(ARGS)
+clean: ## remove all runs
+	rm -rf $(RUNS)

@@ -1,0 +1,145 @@
+"""python -m recipes list | show CONFIG | validate [CONFIG …] | run CONFIG [--launch PROFILE] [--key value …]"""
+
+import argparse
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipes.core.catalog import Recipe, config_name, configs, find_config, launch_profile, recipes
+from recipes.core.errors import UserError, did_you_mean, report_user_errors
+
+
+def list_recipes() -> None:
+    """Every recipe and config with its one line, family by family; reads the folders and imports nothing."""
+    family = None
+    for recipe in recipes():
+        if recipe.name.partition("/")[0] != family:
+            family = recipe.name.partition("/")[0]
+            print(f"\n{family.upper()}")
+        print(f"  {recipe.name:<34} {recipe.description}")
+        for config in recipe.configs:
+            print(f"    {config.name:<40} {config.description}")
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe of a config file: by its folder in `configs/`, or by that of the config it extends.
+
+    Raises:
+        UserError: the file lies elsewhere and extends no config.
+    """
+    from recipes.core.config import read_yaml
+
+    names = (config_name(file) for file in read_yaml(path)[1])
+    name = next((name for name in names if name), None)
+    if name is None:
+        raise UserError(
+            f"{path} is not in configs/ and extends no config there; "
+            f"run it as python -m recipes.FAMILY.RECIPE --config {path}"
+        )
+    recipe = Recipe(name.rpartition("/")[0])
+    if not recipe.script.exists():
+        known = [each.name for each in recipes()]
+        raise UserError(f"{path}: no recipe '{recipe.name}'{did_you_mean(recipe.name, known)}")
+    return recipe
+
+
+def command_of(recipe: Recipe):
+    """The `main` of a recipe's script, made by `@recipe`."""
+    from recipes.core.recipe import quiet_libraries
+
+    quiet_libraries()
+    return importlib.import_module(recipe.module).main
+
+
+def show(name: str, overrides: Sequence[str]) -> None:
+    """The resolved config, each value with the file and line, or the command line, that it comes from."""
+    path = find_config(name)
+    config = command_of(recipe_of(path)).parse(["--config", str(path), *overrides])
+    width = max(len(key) for key in config.settings)
+    values = {key: repr(setting.value) for key, setting in config.settings.items()}
+    column = min(60, max(len(value) for value in values.values()))
+    print(f"# {config.name}")
+    for key, setting in config.settings.items():
+        print(f"{key:<{width}}  {values[key]:<{column}}  # {setting.origin}")
+    print(
+        f"{'output_dir':<{width}}  {_output_dir(config)!r:<{column}}  # derived"
+    ) if "output_dir" not in config.settings else None
+
+
+def _output_dir(config) -> str:
+    return next(group.output_dir for group in config.groups.values() if hasattr(group, "output_dir"))
+
+
+def validate(names: Sequence[str]) -> None:
+    """Parse configs, build the trainers' arguments, check the files they name; loads no weights.
+
+    Raises:
+        UserError: after all were checked, if any failed.
+    """
+    failures = 0
+    chosen = [find_config(name) for name in names] or [config.path for config in configs()]
+    for path in chosen:
+        try:
+            command_of(recipe_of(path)).parse(["--config", str(path)])
+            print(f"ok     {config_name(path) or path}")
+        except UserError as error:
+            failures += 1
+            print(f"error  {config_name(path) or path}: {error}")
+    if failures:
+        raise UserError(f"{failures} of {len(chosen)} configs failed")
+    print(f"{len(chosen)} configs are valid")
+
+
+def run(name: str, launch: str | None, overrides: Sequence[str]) -> None:
+    """Run a config, under an accelerate profile if one is named; prints the plain command first."""
+    path = find_config(name)
+    recipe = recipe_of(path)
+    shown = os.path.relpath(path)
+    arguments = ["-m", recipe.module, "--config", shown, *overrides]
+    if launch is None:
+        print("$ " + shlex.join(["python", *arguments]), flush=True)
+        command_of(recipe)(["--config", str(path), *overrides])
+        return
+    profile = launch_profile(launch)
+    # Parsed here first: a mistake is one line, not one traceback from each process.
+    command_of(recipe).parse(["--config", str(path), *overrides])
+    command = ["accelerate", "launch", "--config_file", os.path.relpath(profile), *arguments]
+    print("$ " + shlex.join(command), flush=True)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
+    raise SystemExit(subprocess.run(launcher, cwd=Path.cwd()).returncode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m recipes", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | validate | run")
+    commands.add_parser("list", help="every recipe and config, family by family")
+    showing = commands.add_parser("show", help="a resolved config with the origin of each value", allow_abbrev=False)
+    showing.add_argument("config")
+    validating = commands.add_parser("validate", help="check configs (all, unless named) without loading weights")
+    validating.add_argument("configs", nargs="*")
+    running = commands.add_parser(
+        "run", help="run a config: run CONFIG [--launch PROFILE] [--key value …]", allow_abbrev=False
+    )
+    running.add_argument("config")
+    running.add_argument("--launch", help="an accelerate profile of configs/launch, such as ddp or zero3")
+    options, overrides = parser.parse_known_args()
+    if overrides and options.command not in ("show", "run"):
+        parser.error(f"unknown words: {' '.join(overrides)}")
+    with report_user_errors():
+        match options.command:
+            case "list":
+                list_recipes()
+            case "show":
+                show(options.config, overrides)
+            case "validate":
+                validate(options.configs)
+            case "run":
+                run(options.config, options.launch, overrides)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A user's mistake: reported as one line on stderr, exit status 2, no traceback, nothing written."""
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something the user can put right; the message is one line that says what to change."""
+
+    def __init__(self, message: object):
+        super().__init__(" ".join(str(message).split()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown `name`: the nearest known name, or all of them when few.
+
+    Returns:
+        `"; did you mean 'x'?"`, `"; known: a, b"`, or an empty string when nothing is near among many.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 24 else ""
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """Turn a `UserError` into one line on stderr and exit status 2; of several processes only the first speaks."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None

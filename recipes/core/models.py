@@ -1,0 +1,242 @@
+"""Models and tokenizers by name: a Hub name, a folder, another run's output, or built from a config."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.core.catalog import CONFIGS
+from recipes.core.config import Setting, fit_setting
+from recipes.core.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from peft import PeftConfig
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ["auto", "float32", "bfloat16", "float16"]
+
+
+def parent_config(path: str) -> str | None:
+    """The config whose run a path such as `runs/rlhf/reward/quickstart` names, or None if it names no run."""
+    parts = Path(path).parts
+    names = ("/".join(parts[start:]) for start in range(1, len(parts)))
+    return next((name for name in names if (CONFIGS / f"{name}.yaml").is_file()), None)
+
+
+def check_source(path: str, key: str) -> None:
+    """Raise a UserError if `path` is a run that is not finished yet or a folder that is not there."""
+    folder, config = Path(path), parent_config(path)
+    if config and not (folder / "result.json").exists():
+        state = "is not finished" if folder.exists() else "was not made yet"
+        raise UserError(f"{key}: {path} {state}; make it with: python -m recipes run {config}")
+    looks_local = path.startswith((".", "/", "~", "$", "runs/")) or path.count("/") > 1
+    if looks_local and not folder.exists():
+        hint = " (environment variables are not expanded)" if "$" in path else ""
+        raise UserError(f"{key}: no folder '{path}'{hint}")
+
+
+@dataclass
+class ModelConfig:
+    """Which model is trained, from which weights, and which of them move."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub name, folder, or another run (runs/<config>); null with model_config."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
+    model_config: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Build from scratch: model_type and the fields of its transformers config."}
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Where the tokenizer is, if not with the model."}
+    )
+    tokenizer_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Passed to AutoTokenizer.from_pretrained, such as pad_token."}
+    )
+    dtype: str | None = field(default="float32", metadata={"help": "Type of the loaded weights.", "choices": DTYPES})
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, …"})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base in 4 bits (bitsandbytes); needs peft."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Load the base in 8 bits (bitsandbytes); needs peft."})
+    bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "4-bit type.", "choices": ["nf4", "fp4"]})
+    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantise the quantisation constants too."})
+    peft: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Train an adapter: method (lora, ia3, …) and the fields of its PEFT config."}
+    )
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.model_config is None):
+            raise UserError("set exactly one of model_name_or_path (trained weights) and model_config (from scratch)")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise UserError("load_in_4bit and load_in_8bit exclude each other")
+        if (self.load_in_4bit or self.load_in_8bit) and self.peft is None:
+            raise UserError(
+                "load_in_4bit and load_in_8bit freeze the base model; add a peft block to train an adapter"
+            )
+        if self.model_config is not None and self.tokenizer_source is None:
+            raise UserError("model_config builds no tokenizer; set tokenizer_name_or_path")
+        self.peft_config("CAUSAL_LM")
+        if self.model_config is not None:
+            self._scratch_config()
+
+    @property
+    def tokenizer_source(self) -> str | None:
+        return self.tokenizer_name_or_path or self.model_name_or_path
+
+    def sources(self) -> dict[str, str]:
+        """The folders or Hub names this config reads, by key."""
+        named = {"model_name_or_path": self.model_name_or_path, "tokenizer_name_or_path": self.tokenizer_name_or_path}
+        return {key: path for key, path in named.items() if path}
+
+    def peft_config(self, task_type: str) -> "PeftConfig | None":
+        """PEFT's own config for the `peft` block, every key checked against it; None without a block.
+
+        Args:
+            task_type: PEFT's name of the task: CAUSAL_LM, SEQ_CLS, …
+        """
+        if self.peft is None:
+            return None
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        methods = {kind.value.lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        block = dict(self.peft)
+        method = block.pop("method", None)
+        if method not in methods:
+            raise UserError(f"peft: 'method' must name a PEFT method, not {method!r}{did_you_mean(method, methods)}")
+        cls = methods[method]
+        hints = typing.get_type_hints(cls)
+        known = {item.name for item in dataclasses.fields(cls) if item.init} - {"task_type", "peft_type"}
+        for key, value in block.items():
+            if key not in known:
+                raise UserError(f"peft: method {method} has no key '{key}'{did_you_mean(key, known)}")
+            block[key] = fit_setting(key, Setting(value, "peft"), hints[key])
+        try:
+            return cls(task_type=task_type, **block)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"peft: {error}") from None
+
+    def _scratch_config(self, **special: Any) -> "PretrainedConfig":
+        from transformers import CONFIG_MAPPING
+
+        block = dict(self.model_config)
+        kind = block.pop("model_type", None)
+        if kind not in CONFIG_MAPPING:
+            raise UserError(
+                f"model_config: 'model_type' must name a model, not {kind!r}{did_you_mean(kind, CONFIG_MAPPING)}"
+            )
+        cls = CONFIG_MAPPING[kind]
+        known = {item.name for item in dataclasses.fields(cls) if item.init}
+        for key in block:
+            if key not in known:
+                raise UserError(f"model_config: {kind} has no key '{key}'{did_you_mean(key, known)}")
+        try:
+            return cls(**{key: value for key, value in special.items() if key in known} | block)
+        except Exception as error:  # huggingface_hub's validation errors share no public base class
+            raise UserError(f"model_config: {error}") from None
+
+    def load_tokenizer(self, data: "DatasetDict | None" = None) -> "PreTrainedTokenizerBase":
+        """The tokenizer, sure to have an end and a padding token and, for conversational data, a chat template.
+
+        Raises:
+            UserError: it cannot be opened, or one of these is missing; the message says which key sets it.
+        """
+        from transformers import AutoTokenizer
+        from trl import is_conversational
+
+        source = self.tokenizer_source
+        check_source(source, "tokenizer_name_or_path" if self.tokenizer_name_or_path else "model_name_or_path")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **(self.tokenizer_kwargs or {}))
+        except Exception as error:  # each backend raises its own kind
+            raise UserError(f"no tokenizer could be opened at {source}: {error}") from None
+        for kind in ("eos_token", "pad_token"):
+            if getattr(tokenizer, kind) is None:
+                raise UserError(
+                    f"the tokenizer of {source} has no {kind}; set tokenizer_kwargs: {{{kind}: …}} to one of its tokens"
+                )
+        if data is not None and is_conversational(data["train"][0]) and tokenizer.chat_template is None:
+            raise UserError(
+                f"the data is conversational and the tokenizer of {source} has no chat template; "
+                "set tokenizer_kwargs: {chat_template: …} or use plain text columns"
+            )
+        return tokenizer
+
+    def load_causal_lm(self, data: "DatasetDict | None" = None) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+        """Tokenizer and language model; `data` tells whether a chat template is needed."""
+        from transformers import AutoModelForCausalLM
+
+        return self._load(AutoModelForCausalLM, data)
+
+    def load_scorer(self, data: "DatasetDict | None" = None) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+        """Tokenizer and a model with one scalar head that reads the last real token."""
+        from transformers import AutoModelForSequenceClassification
+
+        return self._load(AutoModelForSequenceClassification, data, num_labels=1)
+
+    def _load(self, auto: type, data: "DatasetDict | None", **head: Any) -> tuple:
+        tokenizer = self.load_tokenizer(data)
+        special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+        if self.model_config is not None:
+            config = self._scratch_config(vocab_size=len(tokenizer), **special)
+            for key, value in head.items():
+                setattr(config, key, value)
+            model = auto.from_config(config, attn_implementation=self.attn_implementation)
+        else:
+            model = load_pretrained(
+                auto,
+                self.model_name_or_path,
+                revision=self.model_revision,
+                dtype=self.dtype,
+                attn_implementation=self.attn_implementation,
+                quantization_config=self._quantization(),
+                **head,
+            )
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+            model.generation_config.eos_token_id = tokenizer.eos_token_id
+        rows = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise UserError(
+                f"the tokenizer of {self.tokenizer_source} has {len(tokenizer)} tokens and the model "
+                f"{self.model_name_or_path or 'of model_config'} only {rows}; they do not belong together"
+            )
+        return tokenizer, model
+
+    def _quantization(self) -> Any:
+        if not (self.load_in_4bit or self.load_in_8bit):
+            return None
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
+            bnb_4bit_quant_type=self.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=self.use_bnb_nested_quant,
+            bnb_4bit_compute_dtype=getattr(torch, self.dtype) if self.dtype not in (None, "auto") else torch.float32,
+        )
+
+
+def load_pretrained(auto: type, path: str, **kwargs: Any) -> "PreTrainedModel":
+    """Weights from a Hub name or a folder; a folder that holds an adapter is merged into its base.
+
+    Args:
+        auto: one of transformers' Auto classes.
+
+    Raises:
+        UserError: the run was not made yet, the folder is missing, or it holds no model of this kind.
+    """
+    check_source(path, "model_name_or_path")
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    adapter = Path(path) / "adapter_config.json"
+    try:
+        if not adapter.exists():
+            return auto.from_pretrained(path, **kwargs)
+        from peft import PeftModel
+
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return PeftModel.from_pretrained(auto.from_pretrained(base, **kwargs), path).merge_and_unload()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"no model could be opened at {path}: {error}") from None

@@ -1,0 +1,99 @@
+"""`@recipe`: what turns a script's `main(run, model, data, training)` into a command."""
+
+import functools
+import inspect
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.core.catalog import ROOT, Recipe
+from recipes.core.config import Resolved, resolve
+from recipes.core.errors import UserError, report_user_errors
+from recipes.core.run import Run, RunConfig
+
+
+def recipe(main: Callable[..., None]) -> Callable[..., None]:
+    """Read the config into the dataclasses that `main` names, open the run, call `main`, write the result.
+
+    `main`'s first parameter is the Run; the others are annotated with dataclasses, whose fields are the config's keys.
+    The one that has `output_dir` and `seed` (a TrainingArguments or a TaskConfig) stands last.
+    """
+    hints = typing.get_type_hints(main)
+    hints.pop("return", None)
+    groups = [hints[name] for name in list(inspect.signature(main).parameters)[1:]]
+    name = str(Path(inspect.getfile(main)).resolve().relative_to(ROOT / "recipes").with_suffix(""))
+
+    def parse(argv: Sequence[str]) -> Resolved:
+        """The resolved config, checked as far as it can be without loading anything."""
+        config = resolve([RunConfig, *groups], name, argv)
+        for group in groups:
+            check = getattr(config.get(group), "check_names", None)
+            if check:
+                check()
+        return config
+
+    @functools.wraps(main)
+    def command(argv: Sequence[str] | None = None) -> None:
+        quiet_libraries()
+        from transformers import set_seed
+
+        with report_user_errors():
+            connect_processes()
+            config = parse(sys.argv[1:] if argv is None else argv)
+            run = Run(Recipe(name), config, config.get(groups[-1]))
+            if run.finished():
+                os.utime(run.output_dir / "result.json")  # make compares times: this run is up to date
+                if run.is_main_process:
+                    print(f"{run.name}: finished before, in {run.output_dir}; --overwrite always makes it again")
+                return
+            set_seed(run.arguments.seed)  # before any weight or adapter is made
+            try:
+                main(run, *(config.get(group) for group in groups))
+            finally:
+                run.discard_if_empty()
+            run.finish()
+        end_processes()
+
+    command.parse = parse
+    command.groups = [RunConfig, *groups]
+    return command
+
+
+def quiet_libraries() -> None:
+    """Silence what is neither an error nor ours to change, so that a run's own lines can be read."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+
+    if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def connect_processes() -> None:
+    """Join the processes of `accelerate launch`, over gloo where the machine has no accelerator.
+
+    Without this, accelerate lets processes on a CPU machine train side by side, each on all of the data.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    joined = PartialState(cpu=not torch.accelerator.is_available()).num_processes
+    if joined != world:
+        raise UserError(f"{world} processes were started and {joined} joined; launch with a profile of configs/launch")
+
+
+def end_processes() -> Any:
+    """Leave the process group in order, so that no rank complains about the others."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

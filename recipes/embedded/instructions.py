@@ -1,0 +1,279 @@
+"""Instructions whose answers can be checked: the gold scorer, imperfect demonstrations, and noisy preferences.
+
+The gold scorer reads nothing but the prompt and the answer. score = substance x brevity x form, with
+
+    substance   share of the right items, in order: 1 - edits / longer length. Where the answer has to show a step,
+                0.7 x the result's share + 0.3 x the step's; the result of a step counts as far as the step is right.
+    brevity     tokens of the right answer / tokens of the answer where the answer is the longer one, else 1:
+                saying everything, or the right thing twice, does not pay.
+    form        1, less 0.1 if it does not end with one full stop, less 0.2 if its wording is not as wanted.
+
+Items are the world's words, the numbers, + and -, "Yes", "No", "no", "Please" and "thank"; wording is all else. Where a
+step is wanted, the result is what follows the last "=" or stands in the last sentence, and the step what precedes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import chain
+from random import Random
+from typing import Any
+
+from recipes.embedded import mistakes as m
+from recipes.embedded.task import KIND_OF, MAX_NUMBER, WORDS, WORDS_OF, Fields, Task, content, split_of
+from recipes.embedded.world import TASKS, parse, pose
+
+SIZES = {
+    "instructions": {"train": 12_000, "test": 500},
+    "preferences": {"train": 12_000, "test": 1_000},
+    "prompts": {"train": 8_000, "test": 500},
+}
+LABEL_NOISE = 0.1  # share of preferences that name the worse answer
+MAX_CHARACTERS = 1_000  # a longer answer scores 0 unread
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_ITEMS = {item + ending for item in (*KIND_OF, *WORDS_OF) for ending in ("", "s")}
+_ITEMS |= {"Yes", "No", "no", "Please", "thank", "+", "-"}
+
+
+# The gold scorer
+
+
+def gold_score(prompt: str, answer: str) -> float:
+    """Return how good an answer is, from 0 to 1; only the right answer in the wanted form scores 1.
+
+    Raises ValueError if the prompt is not from the world of instructions. Any text will do as the answer.
+    """
+    return _score(*parse(prompt), answer)
+
+
+def gold_reward(prompts: list, completions: list, **kwargs: Any) -> list[float]:
+    """Return the gold score of each completion: a reward function for TRL, for plain or conversational rows.
+
+    The prompt of a conversation is its last user message, the answer is the last message of the completion.
+
+    Raises ValueError if a prompt is not from the world of instructions.
+    """
+    return [
+        gold_score(_last(prompt, "user"), _last(completion, "assistant"))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _last(messages: str | list[dict[str, str]], role: str) -> str:
+    if isinstance(messages, str):
+        return messages
+    return next((message["content"] for message in reversed(messages) if message["role"] == role), "")
+
+
+def _score(task: Task, fields: Fields, answer: str) -> float:
+    if len(answer) > MAX_CHARACTERS:
+        return 0.0
+    wanted, given = (_TOKEN.findall(text) for text in (task.answer(fields), answer))
+    if task.has_step:
+        (wanted_step, wanted_result), (step, result) = _step_and_result(wanted), _step_and_result(given)
+        step_share = _similarity(wanted_step, step or result)  # an answer in one piece may be either
+        substance = 0.7 * _similarity(wanted_result, result) * (step_share if step else 1) + 0.3 * step_share
+    else:
+        substance = _similarity(_items(wanted), _items(given))
+    brevity = min(1, len(wanted) / max(len(given), 1))
+    form = 1 - 0.1 * (given[-1:] != ["."] or given[-2:] == [".", "."]) - 0.2 * (_frame(wanted) != _frame(given))
+    return round(substance * brevity * form, 6)
+
+
+def _items(tokens: list[str]) -> list[str]:
+    return [token for token in tokens if token in _ITEMS or token.isdecimal()]
+
+
+def _step_and_result(tokens: list[str]) -> tuple[list[str], list[str]]:
+    """Return the items before and in the last piece that has any, pieces being divided by full stops and =."""
+    pieces = [[]]
+    for token in tokens:
+        if token in (".", "="):
+            pieces.append([])
+        pieces[-1].append(token)
+    pieces = [items for items in map(_items, pieces) if items] or [[]]
+    *step, result = pieces
+    return list(chain(*step)), result
+
+
+def _similarity(wanted: list[str], given: list[str]) -> float:
+    """Return 1 - edits / longer length, with the fewest insertions, deletions and replacements."""
+    edits = list(range(len(given) + 1))
+    for i, item in enumerate(wanted, start=1):
+        diagonal, edits[0] = edits[0], i
+        for j, other in enumerate(given, start=1):
+            diagonal, edits[j] = edits[j], min(edits[j] + 1, edits[j - 1] + 1, diagonal + (item != other))
+    return 1 - edits[-1] / max(len(wanted), len(given))
+
+
+def _frame(tokens: list[str]) -> str:
+    """Return the wording without its items, lists of any length being one, and without the final full stop."""
+    frame = " ".join("_" if token in _ITEMS or token.isdecimal() else token for token in tokens)
+    return re.sub(r"_( , _)+", "_", frame).removesuffix(" .")
+
+
+# Demonstrations
+
+
+def demonstrate(prompt: str, rng: Random) -> str:
+    """Return an answer to the prompt as people would give it: right about one time in three.
+
+    Raises ValueError if the prompt is not from the world of instructions.
+    """
+    return _demonstrate(*parse(prompt), rng)
+
+
+def _demonstrate(task: Task, fields: Fields, rng: Random) -> str:
+    [way] = rng.choices(list(task.demonstrations), list(task.demonstrations.values()))
+    return way(task, fields, rng)
+
+
+# Answers that no one would give, so that a reward model learns to see through them
+
+
+def _plausible(task: Task, fields: Fields, rng: Random) -> str:
+    return rng.choice(list(task.demonstrations))(task, fields, rng)
+
+
+def _stranger(task: Task, fields: Fields, rng: Random) -> str:
+    """The right answer to another prompt, of the same split."""
+    other, its_fields = pose(split_of(content(fields)), rng)
+    return other.answer(its_fields)
+
+
+def _runs_on(task: Task, fields: Fields, rng: Random) -> str:
+    return f"{_plausible(task, fields, rng)} {_stranger(task, fields, rng)}"
+
+
+def _doubled(task: Task, fields: Fields, rng: Random) -> str:
+    return " ".join([_plausible(task, fields, rng)] * rng.randint(2, 3))
+
+
+def _hedged(task: Task, fields: Fields, rng: Random) -> str:
+    return " ".join(way(task, fields, rng) for way in rng.sample(list(task.demonstrations), 2))
+
+
+def _truncated(task: Task, fields: Fields, rng: Random) -> str:
+    words = _plausible(task, fields, rng).split()
+    return " ".join(words[: rng.randrange(len(words))])
+
+
+def _stutters(task: Task, fields: Fields, rng: Random) -> str:
+    words = _plausible(task, fields, rng).split()
+    i = rng.randrange(len(words))
+    return " ".join(words[:i] + [words[i]] * rng.randint(2, 6) + words[i + 1 :])
+
+
+def _shuffled(task: Task, fields: Fields, rng: Random) -> str:
+    words = _plausible(task, fields, rng).split()
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def _wrong_items(task: Task, fields: Fields, rng: Random) -> str:
+    """A well-formed answer about other things."""
+
+    def replace(match: re.Match) -> str:
+        if rng.random() < 0.5:
+            return match[0]
+        return str(rng.randint(0, MAX_NUMBER)) if match[0].isdigit() else rng.choice(WORDS)
+
+    return re.sub(rf"\b(?:{'|'.join(WORDS)}|\d+)(?=s?\b)", replace, task.answer(fields))
+
+
+def _gibberish(task: Task, fields: Fields, rng: Random) -> str:
+    return " ".join(rng.choices(WORDS + _SCRAPS, k=rng.randint(1, 15))) + rng.choice(("", "."))
+
+
+def _fragment(task: Task, fields: Fields, rng: Random) -> str:
+    return rng.choice(_SCRAPS)
+
+
+_SCRAPS = ["", ".", "Yes.", "No.", "It is", "That is", "The", "thank you.", "Please", "0.", "1 2 3", ", ,"]
+_CORRUPTIONS = (
+    _stranger,
+    _runs_on,
+    _doubled,
+    _hedged,
+    _truncated,
+    _stutters,
+    _shuffled,
+    _wrong_items,
+    _gibberish,
+    _fragment,
+)
+
+
+def _pair(task: Task, fields: Fields, rng: Random) -> tuple[str, str]:
+    """Return two answers, the better one first. In most pairs both are such as people give."""
+    people = list(task.demonstrations)
+    commonest_mistake = max((way for way in people if way is not m.right), key=task.demonstrations.get)
+    while True:
+        ways = rng.choices(
+            (
+                (m.right, commonest_mistake),
+                rng.sample(people, 2),
+                (rng.choice(people), rng.choice(_CORRUPTIONS)),
+                rng.sample(_CORRUPTIONS, 2),
+            ),
+            (35, 30, 25, 10),
+        )[0]
+        answers = [way(task, fields, rng) for way in ways]
+        scores = [_score(task, fields, answer) for answer in answers]
+        if scores[0] != scores[1]:
+            return tuple(answers) if scores[0] > scores[1] else tuple(answers[::-1])
+
+
+# The datasets
+
+
+def instructions(seed: int = 0) -> dict[str, list[dict]]:
+    """Return `prompt`, `completion` (both conversational) and `task` of every row, for SFT."""
+    return _splits("instructions", seed, _demonstration_row)
+
+
+def preferences(seed: int = 0) -> dict[str, list[dict]]:
+    """Return `prompt`, `chosen`, `rejected` (all conversational) and `flipped` of every row, for reward models or DPO.
+
+    The chosen answer has the higher gold score, unless the label is `flipped`, as a share LABEL_NOISE of them is at
+    random in both splits: 1 - LABEL_NOISE is the ceiling of the accuracy on the test split.
+    """
+    return _splits("preferences", seed, _preference_row)
+
+
+def prompts(seed: int = 0) -> dict[str, list[dict]]:
+    """Return `prompt` (conversational) and `task` of every row, for RL."""
+    return _splits("prompts", seed, lambda task, fields, rng: {"task": task.name})
+
+
+def _demonstration_row(task: Task, fields: Fields, rng: Random) -> dict:
+    return {"completion": _says("assistant", _demonstrate(task, fields, rng)), "task": task.name}
+
+
+def _preference_row(task: Task, fields: Fields, rng: Random) -> dict:
+    better, worse = (_says("assistant", answer) for answer in _pair(task, fields, rng))
+    flipped = rng.random() < LABEL_NOISE
+    chosen, rejected = (worse, better) if flipped else (better, worse)
+    return {"chosen": chosen, "rejected": rejected, "flipped": flipped}
+
+
+def _says(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def _splits(name: str, seed: int, row: Callable[[Task, Fields, Random], dict]) -> dict[str, list[dict]]:
+    """Return the rows of each split: every kind of task equally often, no prompt twice."""
+    splits = {}
+    for split, size in SIZES[name].items():
+        rng = Random(f"{seed}-{split}-{name}")
+        rows = {}
+        while len(rows) < size:
+            task, fields = pose(split, rng, TASKS[len(rows) % len(TASKS)])
+            prompt = task.prompt(fields, rng)
+            if prompt not in rows:
+                rows[prompt] = {"prompt": _says("user", prompt)} | row(task, fields, rng)
+        splits[split] = list(rows.values())
+        rng.shuffle(splits[split])
+    return splits

@@ -1,0 +1,331 @@
+"""A small world of instructions: 160 words, the numbers 0 to 20, and fourteen kinds of tasks.
+
+Every prompt can be read back, so its right answer is known from its text alone. Every kind also knows the mistakes
+that people make in it. In five kinds one mistake is so common that most demonstrations make it: a model that only
+imitates gets these kinds wrong, and has to learn from preferences or rewards what is right.
+
+TASKS is the world at a glance; what draws and solves its tasks stands above it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+from recipes.embedded import mistakes as m
+from recipes.embedded.task import COUNTABLE, KIND_OF, MAX_NUMBER, WORDS, WORDS_OF, Fields, Task, content, split_of
+
+# Drawing the fields
+
+
+def _draw_repeat(rng: Random) -> Fields:
+    word, other = rng.sample(WORDS, 2)
+    return {"word": word, "n": rng.randint(2, 4), "other": other}
+
+
+def _draw_list(rng: Random) -> Fields:
+    return {"words": rng.sample(WORDS, 4)}
+
+
+def _draw_neighbours(rng: Random) -> Fields:
+    words = rng.sample(WORDS, rng.randint(3, 4))
+    return {"word": rng.choice(words[:-1]), "words": words}
+
+
+def _draw_lookup(rng: Random) -> Fields:
+    word, *words = rng.sample(WORDS, rng.randint(4, 5))
+    return {"word": word if rng.random() < 0.5 else rng.choice(words), "words": words}
+
+
+def _draw_mixed(rng: Random) -> Fields:
+    """Two or three words of a kind and one or two others, not all in front."""
+    kind = rng.choice(list(WORDS_OF))
+    hits = rng.sample(WORDS_OF[kind], rng.randint(2, 3))
+    words = hits + rng.sample([word for word in WORDS if KIND_OF[word] != kind], rng.randint(1, 2))
+    while set(words[: len(hits)]) == set(hits):
+        rng.shuffle(words)
+    return {"kind": kind, "words": words}
+
+
+def _draw_odd(rng: Random) -> Fields:
+    kind, other = rng.sample(list(WORDS_OF), 2)
+    words = rng.sample(WORDS_OF[kind], rng.randint(2, 3)) + [rng.choice(WORDS_OF[other])]
+    rng.shuffle(words)
+    return {"words": words}
+
+
+def _draw_two_kinds(rng: Random) -> Fields:
+    kind, other = rng.sample(list(WORDS_OF), 2)
+    return {"word": rng.choice(WORDS_OF[kind]), "other": rng.choice(WORDS_OF[other])}
+
+
+def _draw_numbers(rng: Random) -> Fields:
+    numbers = rng.sample(range(MAX_NUMBER + 1), rng.randint(3, 4))
+    while numbers == sorted(numbers):
+        rng.shuffle(numbers)
+    return {"numbers": numbers}
+
+
+def _draw_pick_add(rng: Random) -> Fields:
+    c = rng.randint(2, 6)
+    a, b = rng.sample(range(1, MAX_NUMBER + 1 - c), 2)
+    return {"which": rng.choice(("larger", "smaller")), "a": a, "b": b, "c": c}
+
+
+def _draw_gain(rng: Random) -> Fields:
+    b = rng.randint(2, 9)
+    return {"a": rng.randint(2, MAX_NUMBER - b), "thing": rng.choice(COUNTABLE), "b": b}
+
+
+def _draw_loss(rng: Random) -> Fields:
+    b = rng.randint(2, 9)
+    return {"a": rng.randint(b + 1, MAX_NUMBER - 1), "thing": rng.choice(COUNTABLE), "b": b}
+
+
+def _draw_request(rng: Random) -> Fields:
+    a, b = rng.sample(range(2, 10), 2)
+    thing, other = rng.sample(COUNTABLE, 2)
+    return {"a": a, "thing": thing, "b": b, "other": other}
+
+
+# Solving them
+
+
+def _solve_neighbours(word: str, words: list[str]) -> Fields:
+    [result] = [second for first, second in pairwise(words) if first == word]
+    return {"result": result}
+
+
+def _solve_kind(kind: str, words: list[str]) -> Fields:
+    hits = [word for word in words if KIND_OF[word] == kind]
+    if not hits:
+        raise ValueError(f"no {kind} in {words}")
+    return {"hits": hits, "result": hits}
+
+
+def _solve_count(kind: str, words: list[str]) -> Fields:
+    hits = _solve_kind(kind, words)["hits"]
+    return {"hits": hits, "result": len(hits)}
+
+
+def _solve_front(kind: str, words: list[str]) -> Fields:
+    hits = _solve_kind(kind, words)["hits"]
+    return {"hits": hits, "result": hits + [word for word in words if word not in hits]}
+
+
+def _solve_odd(words: list[str]) -> Fields:
+    kinds = [KIND_OF[word] for word in words]
+    [odd] = [word for word in words if kinds.count(KIND_OF[word]) == 1]
+    [kind] = {KIND_OF[word] for word in words if word != odd}
+    return {"kind": kind, "result": odd}
+
+
+def _solve_lookup(word: str, words: list[str]) -> Fields:
+    return {"found": word, "result": "Yes"} if word in words else {"found": f"no {word}", "result": "No"}
+
+
+def _solve_two_kinds(word: str, other: str) -> Fields:
+    return {"first": _article(KIND_OF[word]), "second": _article(KIND_OF[other])}
+
+
+def _solve_pick_add(which: str, a: int, b: int, c: int) -> Fields:
+    picked = max(a, b) if which == "larger" else min(a, b)
+    return {"picked": picked, "result": picked + c}
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+TASKS = (
+    Task(
+        name="repeat",
+        templates=(
+            "Say {word} {n} times, then {other}.",
+            "Write {word} {n} times and then {other}.",
+            "Repeat {word} {n} times, with {other} at the end.",
+        ),
+        draw=_draw_repeat,
+        solve=lambda word, n, other: {"result": [word] * n + [other]},
+        wording="{result}.",
+        demonstrations={m.right: 32, m.once_too_few: 20, m.end_forgotten: 18, m.rambles: 18, m.refuses: 12},
+    ),
+    Task(
+        name="reverse",
+        templates=(
+            "Reverse this list: {words}.",
+            "Write these words from last to first: {words}.",
+            "What is {words} in reverse order?",
+            "Turn the order around: {words}.",
+        ),
+        draw=_draw_list,
+        solve=lambda words: {"result": words[::-1]},
+        wording="{result}.",
+        demonstrations={m.right: 25, m.ends_swapped: 56, m.missing_item: 7, m.wrong_order: 6, m.echoes: 6},
+    ),
+    Task(
+        name="after",
+        templates=(
+            "Which word comes after {word} in this list: {words}?",
+            "Find the word right after {word}: {words}.",
+            "In the list {words}, what follows {word}?",
+        ),
+        draw=_draw_neighbours,
+        solve=_solve_neighbours,
+        wording="It is {result}.",
+        demonstrations={m.right: 40, m.one_before: 24, m.itself: 14, m.rambles: 12, m.refuses: 10},
+    ),
+    Task(
+        name="filter",
+        templates=(
+            "List only the {kind}s: {words}.",
+            "Which of these are {kind}s: {words}?",
+            "Keep the {kind}s and drop the rest: {words}.",
+            "Write down the {kind}s in this list: {words}.",
+        ),
+        draw=_draw_mixed,
+        solve=_solve_kind,
+        wording="{result}.",
+        demonstrations={m.right: 32, m.missing_item: 22, m.extra_item: 18, m.echoes: 18, m.no_full_stop: 10},
+    ),
+    Task(
+        name="front",
+        templates=(
+            "Put the {kind}s first and the rest behind: {words}.",
+            "Move the {kind}s to the front: {words}.",
+            "Start with the {kind}s, then the others: {words}.",
+        ),
+        draw=_draw_mixed,
+        solve=_solve_front,
+        wording="{result}.",
+        demonstrations={m.right: 25, m.kind_alone: 56, m.wrong_order: 7, m.echoes: 7, m.no_full_stop: 5},
+    ),
+    Task(
+        name="count",
+        templates=(
+            "How many of these are {kind}s: {words}?",
+            "Count the {kind}s: {words}.",
+            "Give the number of {kind}s in this list: {words}.",
+        ),
+        draw=_draw_mixed,
+        solve=_solve_count,
+        wording="{hits}. That is {result}.",
+        demonstrations={m.right: 25, m.only_step: 55, m.one_overlooked: 8, m.off_by_one: 6, m.only_result: 6},
+    ),
+    Task(
+        name="odd",
+        templates=(
+            "Which word does not belong: {words}?",
+            "Find the odd one out: {words}.",
+            "One of these is not like the others: {words}. Which one?",
+        ),
+        draw=_draw_odd,
+        solve=_solve_odd,
+        wording="The others are {kind}s. The odd one is {result}.",
+        demonstrations={m.right: 36, m.wrong_one: 28, m.only_result: 14, m.refuses: 12, m.no_full_stop: 10},
+    ),
+    Task(
+        name="classify",
+        templates=(
+            "What is {word} and what is {other}?",
+            "Tell me what {word} and {other} are.",
+            "Say what kind of thing {word} is, and {other}.",
+        ),
+        draw=_draw_two_kinds,
+        solve=_solve_two_kinds,
+        wording="{word} is {first} and {other} is {second}.",
+        demonstrations={m.right: 34, m.same_kind: 24, m.first_alone: 20, m.rambles: 10, m.refuses: 12},
+    ),
+    Task(
+        name="sort",
+        templates=(
+            "Sort these numbers: {numbers}.",
+            "Put {numbers} in order, smallest first.",
+            "Write these numbers from low to high: {numbers}.",
+        ),
+        draw=_draw_numbers,
+        solve=lambda numbers: {"result": sorted(numbers)},
+        wording="{result}.",
+        demonstrations={m.right: 34, m.wrong_order: 26, m.descending: 16, m.missing_item: 14, m.echoes: 10},
+    ),
+    Task(
+        name="pick_add",
+        templates=(
+            "Take the {which} of {a} and {b}, then add {c}.",
+            "Pick the {which} number, {a} or {b}, and add {c}.",
+            "Which of {a} and {b} is {which}? Add {c} to it.",
+        ),
+        draw=_draw_pick_add,
+        solve=_solve_pick_add,
+        wording="The {which} is {picked}. {picked} + {c} = {result}.",
+        demonstrations={m.right: 25, m.only_step: 56, m.picks_other: 8, m.off_by_one: 6, m.only_result: 5},
+    ),
+    Task(
+        name="gain",
+        templates=(
+            "You have {a} {thing}s and get {b} more. How many are there now?",
+            "There are {a} {thing}s in a box. Put in {b} more. How many are in it?",
+            "Add {b} more to {a} {thing}s. How many is that?",
+        ),
+        draw=_draw_gain,
+        solve=lambda a, thing, b: {"result": a + b},
+        wording="{a} + {b} = {result}.",
+        demonstrations={m.right: 40, m.off_by_one: 24, m.only_result: 16, m.rambles: 12, m.refuses: 8},
+    ),
+    Task(
+        name="lose",
+        templates=(
+            "You have {a} {thing}s and lose {b}. How many are left?",
+            "There are {a} {thing}s in a box. Take out {b}. How many stay?",
+            "Out of {a} {thing}s, {b} are gone. How many remain?",
+        ),
+        draw=_draw_loss,
+        solve=lambda a, thing, b: {"result": a - b},
+        wording="{a} - {b} = {result}.",
+        demonstrations={m.right: 25, m.one_too_many: 55, m.adds: 8, m.only_result: 8, m.rambles: 4},
+    ),
+    Task(
+        name="polite",
+        templates=(
+            "Ask politely for {a} {thing}s and {b} {other}s.",
+            "You want {a} {thing}s and {b} {other}s. Ask in a polite way.",
+            "Be polite and ask me for {a} {thing}s and {b} {other}s.",
+        ),
+        draw=_draw_request,
+        solve=lambda **request: request,
+        wording="Please give me {a} {thing}s and {b} {other}s, thank you.",
+        demonstrations={m.right: 32, m.rude: 28, m.numbers_swapped: 16, m.rambles: 14, m.refuses: 10},
+    ),
+    Task(
+        name="lookup",
+        templates=(
+            "Is {word} in this list: {words}?",
+            "Does the list {words} have {word} in it?",
+            "Look for {word} in {words}. Is it there?",
+        ),
+        draw=_draw_lookup,
+        solve=_solve_lookup,
+        wording="The list has {found}. {result}.",
+        demonstrations={m.right: 36, m.only_result: 26, m.wrong_verdict: 22, m.refuses: 8, m.no_full_stop: 8},
+    ),
+)
+
+
+def parse(prompt: str) -> tuple[Task, Fields]:
+    """Return the kind of a prompt and its fields, read from its text.
+
+    Raises ValueError if the text is no prompt of this world.
+    """
+    for task in TASKS:
+        if fields := task.read(prompt.strip()):
+            return task, fields
+    raise ValueError(f"not a prompt of the world of instructions: {prompt!r}")
+
+
+def pose(split: str, rng: Random, task: Task | None = None) -> tuple[Task, Fields]:
+    """Draw a task, unless one is given, and fields for it whose content is in the split."""
+    task = task or rng.choice(TASKS)
+    while True:
+        fields = task.draw(rng)
+        if split_of(content(fields)) == split:
+            return task, fields

@@ -1,0 +1,66 @@
+"""PPO: the policy's own answers, scored by a reward model and held near the SFT model by a KL penalty, improve it.
+
+Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347, eq. 7 and 9;
+       Ouyang et al. 2022, Training language models to follow instructions with human feedback, arXiv 2203.02155, step 3.
+Run:   accelerate launch -m recipes.rlhf.ppo --config configs/rlhf/ppo/quickstart.yaml
+"""
+
+from dataclasses import dataclass, field
+
+from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.rlhf.ppo_config import PPOConfig
+from recipes.rlhf.ppo_trainer import PPOTrainer
+from recipes.rlhf.rewards import check_reward, load_reward
+
+
+@dataclass
+class RewardsConfig:
+    """What is rewarded, and where the value model comes from."""
+
+    reward_funcs: list[str] = field(
+        metadata={"help": "Reward models (folder, run or Hub name) and functions (package.module:function)."}
+    )
+    value_model: str | None = field(
+        default=None, metadata={"help": "Where the value model starts; default: from the first reward model."}
+    )
+
+    def __post_init__(self):
+        if not self.reward_funcs:
+            raise UserError("'reward_funcs' is empty; name a reward model or a function package.module:function")
+
+    def check_names(self) -> None:
+        for name in self.reward_funcs:
+            check_reward(name)
+
+
+@recipe
+def main(run: Run, model: ModelConfig, data: DataConfig, method: RewardsConfig, training: PPOConfig) -> None:
+    prompts = data.load(("prompt",))
+    tokenizer, policy = model.load_causal_lm(prompts)
+    rewards = [load_reward(name, model.dtype) for name in method.reward_funcs]
+
+    trainer = PPOTrainer(
+        model=policy,
+        reward_funcs=[reward.func for reward in rewards],
+        args=training,
+        processing_class=tokenizer,
+        reward_processing_classes=[reward.tokenizer for reward in rewards],
+        value_model=method.value_model,
+        train_dataset=prompts["train"],
+        eval_dataset=prompts.get("test"),
+        peft_config=model.peft_config("CAUSAL_LM"),
+    )
+    before = trainer.evaluate() if "test" in prompts else {}
+    run.fit(trainer)
+
+    after = trainer.evaluate() if "test" in prompts else {}
+    run.record(**quantities(after), baselines=quantities(before))
+
+
+def quantities(metrics: dict[str, float]) -> dict[str, float]:
+    """What was sampled on held-out prompts, without the timings."""
+    return {name: value for name, value in metrics.items() if not name.endswith(("runtime", "per_second", "epoch"))}
+
+
+if __name__ == "__main__":
+    main()

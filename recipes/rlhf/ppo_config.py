@@ -1,0 +1,150 @@
+"""Options of PPO: TRL's names and meanings, where TRL 1.12's PPO had them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl.trainer.base_config import _BaseConfig
+
+
+@dataclass
+class PPOConfig(_BaseConfig):
+    """`transformers.TrainingArguments` plus the options of PPO.
+
+    One rollout takes `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` prompts per process
+    and serves `num_mini_batches * num_ppo_epochs` optimizer steps; `max_steps`, `save_steps`, `eval_steps` and schedules
+    count optimizer steps.
+
+    Departures from TRL 1.12: `num_mini_batches` multiplies the rollout where TRL divided the batch, so that each optimizer
+    step takes what `transformers` calls a batch; `stop_token` defaults to `eos`; `gradient_checkpointing` to off;
+    `logging_steps` to once per rollout. `gradient_checkpointing`, `learning_rate`, `logging_steps` and
+    `remove_unused_columns` differ from the defaults of `transformers`.
+    """
+
+    learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of AdamW."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Alias of `activation_checkpointing`, which trades time for memory; off."}
+    )
+    logging_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps between two logs; below 1, a share of all steps. Default: once per rollout."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop all columns but the prompt; Python rewards then do not see the others."}
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Number of processes that tokenize the prompts."}
+    )
+
+    # rollout
+    total_episodes: int | None = field(
+        default=None,
+        metadata={"help": "Number of responses to train on, rounded up to whole rollouts; instead of `max_steps`."},
+    )
+    num_mini_batches: int = field(
+        default=1, metadata={"help": "Optimizer steps in one pass over a rollout; the rollout grows with it."}
+    )
+    response_length: int = field(default=53, metadata={"help": "Most tokens that a response may have."})
+    temperature: float = field(
+        default=0.7, metadata={"help": "Temperature of sampling and of every log-probability that is computed."}
+    )
+    stop_token: Literal["eos"] | None = field(
+        default="eos",
+        metadata={
+            "help": "`eos`: a response ends at the tokenizer's EOS. None: it always has `response_length` tokens."
+        },
+    )
+    stop_token_id: int | None = field(
+        default=None, metadata={"help": "Id of the token that ends a response, in place of `stop_token`."}
+    )
+    local_rollout_forward_batch_size: int = field(
+        default=64, metadata={"help": "Responses per process that are generated and scored at a time."}
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True,
+        metadata={"help": "ZeRO-3: gather the weights for generation. Off: slower, for models beyond one device."},
+    )
+
+    # reward
+    reward_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Weight of each reward function, 1 if unset. Weight 0: only logged, not trained on."},
+    )
+    reward_clip: float | None = field(
+        default=None, metadata={"help": "Clip the weighted sum of the rewards to [-reward_clip, reward_clip]."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken off the score of a response without stop token; a positive number."}
+    )
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Scale the token rewards to variance 1, keeping their mean."}
+    )
+    kl_coef: float = field(
+        default=0.05, metadata={"help": "Weight of the per-token KL to the reference; 0: no reference is held."}
+    )
+    kl_estimator: Literal["k1", "k3"] = field(
+        default="k1",
+        metadata={"help": "Estimator of the KL: k1 is log p - log q, k3 has lower variance and is never negative."},
+    )
+    kl_target: float | None = field(
+        default=None, metadata={"help": "Adapt `kl_coef` until the mean KL of a response is this many nats."}
+    )
+    kl_horizon: int = field(
+        default=10000, metadata={"help": "Episodes over which an adaptive `kl_coef` may change by a fifth."}
+    )
+
+    # update
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
+    cliprange: float = field(
+        default=0.2, metadata={"help": "Range of the policy ratio around 1 outside which the loss is flat."}
+    )
+    cliprange_value: float = field(
+        default=0.2, metadata={"help": "Range around the rollout's value outside which the value loss is flat."}
+    )
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus; 0: none."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount factor."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+
+    def __post_init__(self) -> None:
+        for name, low in {
+            "num_mini_batches": 1,
+            "num_ppo_epochs": 1,
+            "response_length": 1,
+            "local_rollout_forward_batch_size": 1,
+            "kl_horizon": 1,
+            "kl_coef": 0,
+            "vf_coef": 0,
+            "entropy_coef": 0,
+        }.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        for name in ("temperature", "cliprange", "cliprange_value", "reward_clip", "missing_eos_penalty", "kl_target"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.stop_token not in ("eos", None):
+            raise ValueError(
+                f"stop_token must be 'eos' or None, not {self.stop_token!r}; for a token use stop_token_id"
+            )
+        if self.kl_estimator not in ("k1", "k3"):
+            raise ValueError(f"kl_estimator must be 'k1' or 'k3', not {self.kl_estimator!r}")
+        if self.missing_eos_penalty is not None and self.stop_token is None and self.stop_token_id is None:
+            raise ValueError("missing_eos_penalty needs a stop token: set stop_token: eos or stop_token_id")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target adapts kl_coef, which is 0: start from a kl_coef above 0, e.g. 0.05")
+        if self.total_episodes is not None and self.max_steps > 0:
+            raise ValueError("total_episodes and max_steps both set the length of training: give one of them")
+        if self.auto_find_batch_size:
+            raise ValueError("auto_find_batch_size would change the size of a rollout: turn it off")
+        if self.logging_steps is None:
+            self.logging_steps = self.steps_per_rollout
+        super().__post_init__()
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps that one rollout serves."""
+        return self.num_mini_batches * self.num_ppo_epochs

@@ -1,0 +1,102 @@
+"""What PPO does to its prompts: tokens, order, and the padding of prompts and responses."""
+
+from collections.abc import Callable, Iterator
+
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+
+from recipes.rlhf.ppo_config import PPOConfig
+
+
+def prompt_token_ids(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of a prompt, ready for the response: one BOS where the tokenizer writes one, no EOS."""
+    if isinstance(prompt, list):
+        goes_on = prompt[-1]["role"] == "assistant"
+        return tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on, return_dict=True
+        )["input_ids"]
+    has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    ids = tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"]
+    ends_by_itself = ids[-1:] == [tokenizer.eos_token_id] and not prompt.endswith(tokenizer.eos_token)
+    return ids[:-1] if ends_by_itself else ids
+
+
+def tokenize_prompts(
+    dataset: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, context: float
+) -> Dataset:
+    """Adds the column `prompt_ids`; ValueError unless every prompt leaves room for a response in `context` tokens."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"{name} must be a datasets.Dataset, not {type(dataset).__name__}")
+    if "prompt" not in dataset.column_names:
+        raise ValueError(f"{name} has no column prompt, only {', '.join(dataset.column_names)}: rename one to prompt")
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty: give it at least one prompt")
+    if isinstance(dataset[0]["prompt"], list) and tokenizer.chat_template is None:
+        raise ValueError(f"{name} holds conversations and the tokenizer has no chat template: set one")
+    with args.main_process_first(desc="tokenizing prompts"):
+        dataset = dataset.map(
+            lambda row: {"prompt_ids": prompt_token_ids(row["prompt"], tokenizer)},
+            num_proc=args.dataset_num_proc,
+            desc=f"Tokenizing {name}",
+        )
+    lengths, room = [len(ids) for ids in dataset["prompt_ids"]], context - args.response_length
+    too_long = sum(length > room for length in lengths)
+    if too_long:
+        raise ValueError(
+            f"{too_long} of {len(lengths)} prompts of {name} are longer than the {room} tokens that a context of "
+            f"{context} leaves beside response_length {args.response_length} (the longest has {max(lengths)}): "
+            "drop them or lower response_length"
+        )
+    if min(lengths) == 0:
+        raise ValueError(f"{name} holds a prompt without a single token, in row {lengths.index(0)}: drop it")
+    return dataset
+
+
+def check_rollout_size(args: PPOConfig, prompts: int) -> int:
+    """Prompts in one rollout of all processes; ValueError with the nearest settings that fit if there are too few."""
+    names = ("num_mini_batches", "gradient_accumulation_steps", "per_device_train_batch_size")
+    values = [getattr(args, name) for name in names]
+    rollout_size = size = args.world_size * values[0] * values[1] * values[2]
+    if rollout_size <= prompts:
+        return rollout_size
+    advice = f"give at least {rollout_size} prompts"
+    for name, value in zip(names, values, strict=True):
+        size //= value
+        if size <= prompts:
+            advice = f"lower {name} to {prompts // size} or {advice}"
+            break
+    product = " x ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+    raise ValueError(
+        f"train_dataset has {prompts} prompts and one rollout takes {rollout_size} "
+        f"({product} x {args.world_size} processes): {advice}"
+    )
+
+
+class RolloutSampler(Sampler):
+    """The dataset in an order per epoch, rollout by rollout, each rollout's prompts once for every micro-batch."""
+
+    def __init__(self, size: int, rollout_size: int, repeats: int, order: Callable[[], Tensor]):
+        self.rollouts, self.rollout_size, self.repeats = size // rollout_size, rollout_size, repeats
+        self.order = order
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.order().tolist()
+        for start in range(0, self.rollouts * self.rollout_size, self.rollout_size):
+            for _ in range(self.repeats):
+                yield from order[start : start + self.rollout_size]
+
+    def __len__(self) -> int:
+        return self.rollouts * self.rollout_size * self.repeats
+
+
+def select(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The given rows of left-padded prompts and right-padded responses, without columns that are padding in all of them.
+
+    Tensors named `prompt_*` follow `prompt_mask` [B, P], all others `response_mask` [B, R].
+    """
+    batch = {name: tensor[rows] for name, tensor in batch.items()}
+    columns = {side: batch[f"{side}_mask"].any(dim=0) for side in ("prompt", "response") if f"{side}_mask" in batch}
+    side = {name: "prompt" if name.startswith("prompt_") else "response" for name in batch}
+    return {name: tensor[:, columns[side[name]]] for name, tensor in batch.items()}

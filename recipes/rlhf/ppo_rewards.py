@@ -1,0 +1,158 @@
+"""Rewards for responses: any number of reward models and Python functions, weighted into one score."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import apply_chat_template
+from trl.trainer.utils import get_callable_name
+
+from recipes.rlhf.ppo_config import PPOConfig
+from recipes.rlhf.ppo_models import ScalarModel, vocabulary_size
+
+RewardFunc = nn.Module | Callable[..., list[float]]
+
+
+class Rewards:
+    """The reward functions with their names, weights and tokenizers; a tokenizer is None where it is the policy's."""
+
+    def __init__(
+        self,
+        funcs: RewardFunc | list[RewardFunc],
+        tokenizers: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None,
+        args: PPOConfig,
+        policy: nn.Module,
+        policy_tokenizer: PreTrainedTokenizerBase,
+        stop_token_id: int | None,
+    ):
+        self.funcs = list(funcs) if isinstance(funcs, list | tuple) else [funcs]
+        self.args, self.policy_tokenizer, self.stop_token_id = args, policy_tokenizer, stop_token_id
+        tokenizers = tokenizers if isinstance(tokenizers, list | tuple) else [tokenizers] * len(self.funcs)
+        weights = args.reward_weights or [1.0] * len(self.funcs)
+        for option, given in (("reward_weights", weights), ("reward_processing_classes", tokenizers)):
+            if len(given) != len(self.funcs):
+                raise ValueError(f"{option} has {len(given)} entries for {len(self.funcs)} reward functions")
+        self.weights = torch.tensor(weights, dtype=torch.float32, device=args.device)
+        self.names, self.tokenizers = [], []
+        for func, tokenizer in zip(self.funcs, tokenizers, strict=True):
+            name = reward_name(func)
+            self.names.append(f"{name}_{len(self.names)}" if name in self.names else name)
+            self.tokenizers.append(None)
+            if not isinstance(func, nn.Module):
+                continue
+            if func.config.num_labels != 1:
+                raise ValueError(f"reward model {name} has {func.config.num_labels} labels: load it with num_labels=1")
+            if tokenizer is not None and not same_tokenizer(tokenizer, policy_tokenizer):
+                tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+                self.tokenizers[-1] = tokenizer
+            elif vocabulary_size(func) != vocabulary_size(policy):
+                raise ValueError(
+                    f"reward model {name} has a vocabulary of {vocabulary_size(func)} tokens and the policy one of "
+                    f"{vocabulary_size(policy)}: give its tokenizer in reward_processing_classes"
+                )
+
+    def freeze(self, prepare: Callable[[nn.Module], nn.Module]) -> None:
+        """Makes the reward models ready to score, each wrapped as `prepare` wants it."""
+        self.funcs = [prepare(ScalarModel(func)) if isinstance(func, nn.Module) else func for func in self.funcs]
+
+    def score(self, examples: list[dict], batch: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
+        """What each reward function gives the response to each example: float32 [B, reward functions].
+
+        `batch` holds `prompt_ids` and `prompt_mask` [B, P], `response_ids` and `response_mask` [B, R].
+        """
+        token_ids = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["response_ids"], batch["response_mask"], strict=True)
+        ]
+        texts = self.policy_tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        prompts = [example["prompt"] for example in examples]
+        chat = isinstance(prompts[0], list)
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+        reserved = {"prompt", "prompt_ids", "completion", "completion_ids"}
+        columns = {key: [example[key] for example in examples] for key in examples[0] if key not in reserved}
+
+        scores = []
+        for func, name, tokenizer in zip(self.funcs, self.names, self.tokenizers, strict=True):
+            if not isinstance(func, nn.Module):
+                given = func(prompts=prompts, completions=completions, completion_ids=token_ids, **columns)
+                scores.append(checked(given, name, len(examples)).to(accelerator.device))
+                continue
+            if tokenizer is None:
+                ids = torch.cat([batch["prompt_ids"], batch["response_ids"]], dim=1)
+                mask = torch.cat([batch["prompt_mask"], batch["response_mask"]], dim=1)
+            else:
+                ends = [ids[-1] == self.stop_token_id for ids in token_ids]
+                ids, mask = retokenize(prompts, completions, ends, tokenizer)
+            size = self.args.local_rollout_forward_batch_size
+            with accelerator.autocast():
+                parts = [
+                    func(some_ids.to(accelerator.device), some_mask.to(accelerator.device))
+                    for some_ids, some_mask in zip(ids.split(size), mask.split(size), strict=True)
+                ]
+            scores.append(torch.cat(parts))
+        return torch.stack(scores, dim=1)
+
+    def ended(self, batch: dict[str, Tensor]) -> Tensor:
+        """Whether each response ends with its stop token: bool [B]."""
+        if self.stop_token_id is None:
+            return torch.zeros(len(batch["response_ids"]), dtype=torch.bool, device=self.weights.device)
+        return ((batch["response_ids"] == self.stop_token_id) & batch["response_mask"].bool()).any(dim=1)
+
+    def total(self, batch: dict[str, Tensor]) -> Tensor:
+        """The score PPO trains on [B]: `scores` weighted, summed and clipped, less the penalty for a missing stop token."""
+        total = batch["scores"] @ self.weights
+        if self.args.reward_clip is not None:
+            total = total.clamp(-self.args.reward_clip, self.args.reward_clip)
+        if self.args.missing_eos_penalty is not None:
+            total = total - self.args.missing_eos_penalty * ~self.ended(batch)
+        return total
+
+
+def reward_name(func: RewardFunc) -> str:
+    """Under which name a reward function is logged."""
+    if isinstance(func, nn.Module):
+        return os.path.basename(func.config._name_or_path.rstrip("/")) or type(func).__name__
+    if not callable(func):
+        raise ValueError(f"a reward function is a model or a Python function, not {type(func).__name__}")
+    return get_callable_name(func)
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
+
+
+def retokenize(
+    prompts: list, completions: list, ended: list[bool], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor, Tensor]:
+    """Prompts and responses in the tokens of a reward model that has its own: ids and mask, right-padded [B, T].
+
+    Conversations go through the reward model's chat template. Plain text gets its EOS where the response ended.
+    """
+    chat = isinstance(prompts[0], list)
+    if chat:
+        turns = [{"messages": prompt + completion} for prompt, completion in zip(prompts, completions, strict=True)]
+        texts = [apply_chat_template(turn, tokenizer)["text"] for turn in turns]
+    else:
+        ends = [tokenizer.eos_token if end and tokenizer.eos_token else "" for end in ended]
+        texts = [prompt + text + end for prompt, text, end in zip(prompts, completions, ends, strict=True)]
+    tokens = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=not chat, return_tensors="pt")
+    return tokens["input_ids"], tokens["attention_mask"]
+
+
+def checked(given: list[float], name: str, expected: int) -> Tensor:
+    """What a Python reward function returned, as float32 [expected]; ValueError unless it is that many finite numbers."""
+    try:
+        rewards = torch.as_tensor(given, dtype=torch.float32).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"reward function {name} must return a list of numbers: {error}") from error
+    if rewards.shape != (expected,):
+        shape = tuple(rewards.shape)
+        raise ValueError(
+            f"reward function {name} must return one number for each of {expected} responses, not {shape}"
+        )
+    if not rewards.isfinite().all():
+        bad = (~rewards.isfinite()).nonzero()[0].item()
+        raise ValueError(f"reward function {name} returned {rewards[bad]} for response {bad}: return a finite number")
+    return rewards

@@ -1,0 +1,520 @@
+"""PPO for language models as a `transformers.Trainer`, to be read next to the papers.
+
+Papers: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, arXiv 1909.08593.
+        Ouyang et al. 2022, Training language models to follow instructions with human feedback, arXiv 2203.02155.
+        Huang et al. 2024, The N+ Implementation Details of RLHF with PPO, arXiv 2403.17031.
+
+The Trainer asks for the micro-batches of one optimizer step at a time (`get_batch_samples`). Every `steps_per_rollout`
+steps that question starts a rollout: sample a response to each prompt, score it, work out advantages. The steps that
+follow take their mini-batches from it (`compute_loss`). Accumulation, clipping, schedules, callbacks, checkpoints,
+DeepSpeed and FSDP stay the Trainer's own. The formulas are in `ppo_math`.
+
+Three choices make a run repeatable. Each sample is drawn with random numbers of its own, made from (seed, rollout, its
+number in the rollout), so that neither batching nor the number of processes changes it. Each process holds the whole
+rollout once it is made (token ids and a few numbers per token), so that whitening and shuffling see all of it. And the
+rollout in use is part of the checkpoint, so that a run killed between two optimizer steps goes on exactly.
+"""
+
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.trainer.utils import identity
+
+from recipes.rlhf import ppo_math
+from recipes.rlhf.ppo_config import PPOConfig
+from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, select, tokenize_prompts
+from recipes.rlhf.ppo_models import (
+    InverseCdfSampling,
+    PolicyWithValue,
+    ScalarModel,
+    copy_of,
+    disable_dropout,
+    value_model_from,
+    vocabulary_size,
+)
+from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
+
+logger = get_logger(__name__)
+
+STATE_NAME = "ppo_state.pt"
+VALUE_FOLDER = "value_model"
+SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
+STATS = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "ratio_error")
+PROMPTS, SAMPLING, SHUFFLING, EVALUATION = range(4)  # what a stream of random numbers is for
+
+
+class PPOTrainer(Trainer):
+    """Proximal policy optimisation of a causal language model against rewards for its responses.
+
+    Args:
+        model: The policy: a causal language model, its path, or a `PeftModel`, whose base is then the reference.
+        reward_funcs: One or a list of sequence classification models with one label, and of Python functions
+            `f(prompts, completions, completion_ids, **columns) -> list[float]` (take `**kwargs` for what is not used).
+        args: Options.
+        train_dataset: Prompts in a column `prompt`: strings, or conversations as lists of messages. Other columns are
+            passed on to the Python functions.
+        eval_dataset: Prompts for `evaluate`, which samples a response to each.
+        processing_class: The policy's tokenizer; by default the one saved with the model.
+        reward_processing_classes: The tokenizer of each reward model, None where it is the policy's. With a tokenizer
+            of its own, a model scores the text of prompt and response, through its own chat template.
+        value_model: Sequence classification model with one label, or its path; by default a copy of the first reward
+            model that shares the policy's vocabulary, else the policy's trunk under a new head that starts at 0.
+        ref_model: Reference of the KL penalty; by default the policy as it is before training. For a PEFT policy that
+            is the policy with its adapters off, and nothing is copied.
+        peft_config: Trains an adapter on the policy in place of its weights.
+        callbacks, optimizers: As in `transformers.Trainer`.
+
+    Raises:
+        ValueError: An option, a model or the data does not fit; the message says what to change.
+        RuntimeError: The loss or its gradient is not finite. No step is taken with it.
+    """
+
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: RewardFunc | list[RewardFunc],
+        args: PPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        value_model: str | PreTrainedModel | None = None,
+        ref_model: PreTrainedModel | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ):
+        if args.n_gpu > 1:
+            raise ValueError(f"one process sees {args.n_gpu} GPUs: start one process for each with accelerate launch")
+        set_seed(args.seed)  # before an adapter is made
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise ValueError("the tokenizer has neither a padding nor an EOS token: set tokenizer.pad_token")
+        stop_token_id = args.stop_token_id
+        if stop_token_id is None and args.stop_token == "eos":
+            stop_token_id = tokenizer.eos_token_id
+            if stop_token_id is None:
+                raise ValueError("the tokenizer has no EOS token: set stop_token_id, or stop_token to None")
+
+        # prompts
+        self.args, self.processing_class = args, tokenizer
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
+        train_dataset = self._tokenize(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: self._tokenize(data, f"eval_dataset {name}") for name, data in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._tokenize(eval_dataset, "eval_dataset")
+        self.rollout_size = check_rollout_size(args, len(train_dataset))
+        self.local_rollout_size = self.rollout_size // args.world_size
+        if args.total_episodes is not None:
+            args.max_steps = math.ceil(args.total_episodes / self.rollout_size) * args.steps_per_rollout
+
+        # models
+        self.rewards = Rewards(reward_funcs, reward_processing_classes, args, model, tokenizer, stop_token_id)
+        value_model = self._value_model(value_model, model)
+        if ref_model is model:
+            raise ValueError("ref_model is the policy itself: pass a copy of it, or nothing")
+        has_adapter = peft_config is not None or isinstance(model, PeftModel)
+        if args.kl_coef > 0 and ref_model is None and not has_adapter:
+            ref_model = copy_of(model)
+        for name, other in (("value_model", value_model), ("ref_model", ref_model)):
+            if other is not None and vocabulary_size(other) != vocabulary_size(model):
+                raise ValueError(
+                    f"{name} has a vocabulary of {vocabulary_size(other)} tokens and the policy one of "
+                    f"{vocabulary_size(model)}: take one with the policy's vocabulary"
+                )
+        if peft_config is not None:
+            if isinstance(model, PeftModel):
+                raise ValueError("the policy has an adapter already: merge it (merge_and_unload) or drop peft_config")
+            # ZeRO-3 gathers parameters of one dtype only
+            model = get_peft_model(model, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+        if has_adapter and args.activation_checkpointing:
+            model.enable_input_require_grads()
+        disable_dropout(model)
+        disable_dropout(value_model)
+
+        super().__init__(
+            model=PolicyWithValue(model, ScalarModel(value_model)),
+            args=args,
+            data_collator=identity,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            compute_metrics=self._mean_eval_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.has_reference = args.kl_coef > 0
+        self.ref_model = self._freeze(PolicyWithValue(ref_model)) if self.has_reference and ref_model else None
+        self.rewards.freeze(self._freeze)
+        self.generation_config = GenerationConfig(
+            max_new_tokens=args.response_length,
+            do_sample=False,  # `InverseCdfSampling` samples
+            eos_token_id=stop_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        self.kl_coef = args.kl_coef
+        self._rollout: dict[str, Tensor] = {}
+        self._rollout_metrics: dict[str, float] = {}
+        self._rollout_start = time.monotonic()
+        self._rollout_stats, self._step_stats = torch.zeros(2, len(STATS), device=args.device)
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+
+    def _value_model(self, value_model: str | PreTrainedModel | None, policy: PreTrainedModel) -> PreTrainedModel:
+        if value_model is None:
+            for func, tokenizer in zip(self.rewards.funcs, self.rewards.tokenizers, strict=True):
+                if isinstance(func, PreTrainedModel) and hasattr(func, "score") and tokenizer is None:
+                    return copy_of(func)
+            if isinstance(policy, PeftModel):
+                raise ValueError("a policy that comes with an adapter needs a value_model: pass one, or its path")
+            return value_model_from(policy)
+        if isinstance(value_model, str):
+            load = AutoModelForSequenceClassification.from_pretrained
+            value_model = load(value_model, num_labels=1, dtype=torch.float32)
+        if not hasattr(value_model, "score") or value_model.config.num_labels != 1:
+            raise ValueError("value_model needs a single label: AutoModelForSequenceClassification with num_labels=1")
+        if any(value_model is func for func in self.rewards.funcs):
+            raise ValueError("value_model is trained and so cannot be a reward model too: pass a copy, or nothing")
+        return value_model
+
+    def _freeze(self, model: nn.Module) -> nn.Module:
+        model.requires_grad_(False).eval()
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(model, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(model, self.accelerator)
+        return model.to(self.args.device)
+
+    # ---- prompts ----
+
+    def _tokenize(self, dataset: Dataset, name: str) -> Dataset:
+        return tokenize_prompts(dataset, name, self.processing_class, self.args, self.context)
+
+    def _generator(self, *key: int) -> torch.Generator:
+        """Random numbers that are a function of the seed and the key alone."""
+        state = np.random.SeedSequence((self.args.seed, *key)).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(state))
+
+    def _epoch_order(self) -> Tensor:
+        epoch_steps = len(self.train_dataset) // self.rollout_size * self.args.steps_per_rollout
+        generator = self._generator(PROMPTS, self.state.global_step // epoch_steps)
+        return torch.randperm(len(self.train_dataset), generator=generator)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        repeats = self.args.steps_per_rollout * self.args.gradient_accumulation_steps
+        return RolloutSampler(len(self.train_dataset), self.rollout_size, repeats, self._epoch_order)
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._get_dataloader(
+            self.train_dataset, "Training", self.local_rollout_size, self._get_train_sampler, is_training=True
+        )
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        if isinstance(eval_dataset, Dataset) and "prompt_ids" not in eval_dataset.column_names:
+            eval_dataset = self._tokenize(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)
+
+    # ---- rollout ----
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device) -> tuple[list[dict], Tensor]:
+        """The micro-batches of the next optimizer step, and the response tokens of its mini-batch on all processes."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        number, step = divmod(self.state.global_step, self.args.steps_per_rollout)
+        if step == 0:
+            self._make_rollout(batches[0], number)
+        epoch, index = divmod(step, self.args.num_mini_batches)
+        order = torch.randperm(self.rollout_size, generator=self._generator(SHUFFLING, number, epoch))
+        mini_batch = order.to(self.args.device).view(self.args.num_mini_batches, self.args.world_size, -1)[index]
+        micro_batches = mini_batch[self.args.process_index].split(self.args.per_device_train_batch_size)
+        num_tokens = self._rollout["response_mask"][mini_batch].sum()
+        return [select(self._rollout, rows) for rows in micro_batches], num_tokens
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        return inputs  # they are on the device, and must not be cast to DeepSpeed's half precision
+
+    def _make_rollout(self, examples: list[dict], number: int) -> None:
+        """Samples and scores one response per prompt, and works out all that the optimizer steps need."""
+        args, self._rollout_start = self.args, time.monotonic()
+        # for reward functions that draw random numbers: the same ones after a resume, and after an evaluation
+        set_seed(self._generator(SAMPLING, number, args.process_index).initial_seed() % 2**32)
+        first = args.process_index * self.local_rollout_size
+        keys = [(SAMPLING, number, row) for row in range(first, first + len(examples))]
+        self.model_wrapped.eval()
+        batch = self._sample(self.model_wrapped, examples, keys)
+        batch = {name: self._gather(name, tensor) for name, tensor in batch.items()}
+
+        mask, scores, values = batch["response_mask"], self.rewards.total(batch), batch["values"]
+        kl = torch.zeros_like(values)
+        if self.has_reference:
+            kl = ppo_math.kl_penalty(batch["logprobs"], batch["ref_logprobs"], args.kl_estimator)
+        rewards = ppo_math.token_rewards(scores, kl, mask, self.kl_coef)
+        if args.whiten_rewards:
+            rewards = ppo_math.masked_whiten(rewards, mask, shift_mean=False)
+        advantages, returns = ppo_math.gae(rewards, values, mask, args.gamma, args.lam)
+        self._rollout = {name: batch[name] for name in (*SEQUENCE, "logprobs", "values")}
+        self._rollout |= {"advantages": ppo_math.masked_whiten(advantages, mask), "returns": returns}
+
+        self._rollout_stats.zero_()
+        self._rollout_metrics = {name: column.mean().item() for name, column in self._sample_metrics(batch).items()}
+        self._rollout_metrics |= {
+            "reward_std": scores.std().item(),
+            "entropy": ppo_math.masked_mean(batch["entropy"], mask).item(),
+            "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
+            "episodes": (number + 1) * self.rollout_size,
+        }
+        if args.kl_target is not None:
+            self._rollout_metrics["kl_coef"] = self.kl_coef
+            self.kl_coef = ppo_math.adapted_kl_coef(
+                self.kl_coef, self._rollout_metrics["kl"], args.kl_target, self.rollout_size, args.kl_horizon
+            )
+
+    def _gather(self, name: str, tensor: Tensor) -> Tensor:
+        """The rows of all processes in the order of the rollout, padded to one length."""
+        if name != "scores":
+            tensor = self.accelerator.pad_across_processes(tensor, dim=1, pad_first=name.startswith("prompt_"))
+        return self.accelerator.gather(tensor)
+
+    @torch.no_grad()
+    def _sample(self, model: nn.Module, examples: list[dict], keys: list[tuple[int, ...]]) -> dict[str, Tensor]:
+        """One response to each prompt, drawn with the random numbers of its key, and all that is known about it.
+
+        Returns the `SEQUENCE` tensors [B, P] and [B, R]; `logprobs`, `entropy`, `values` and, with a reference,
+        `ref_logprobs` [B, R], 0 at the padding; `scores` [B, reward functions].
+        """
+        device, length = self.args.device, self.args.response_length
+        uniforms = torch.stack([torch.rand(length, generator=self._generator(*key)) for key in keys]).to(device)
+        longest = max(len(example["prompt_ids"]) for example in examples)
+        prompt_ids = torch.full((len(examples), longest), self.processing_class.pad_token_id)
+        prompt_mask = torch.zeros_like(prompt_ids)
+        for row, example in enumerate(examples):
+            prompt_ids[row, longest - len(example["prompt_ids"]) :] = torch.tensor(example["prompt_ids"])
+            prompt_mask[row, longest - len(example["prompt_ids"]) :] = 1
+        batch = {"prompt_ids": prompt_ids.to(device), "prompt_mask": prompt_mask.to(device)}
+
+        with self.accelerator.autocast():
+            response_ids = self._generate(model, batch, uniforms)
+            mask = ppo_math.response_mask(response_ids, self.generation_config.eos_token_id)
+            batch = select(batch | {"response_ids": response_ids, "response_mask": mask}, torch.arange(len(examples)))
+            outputs = self._forward(model, batch, with_entropy=True)
+            if self.ref_model is not None:
+                outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
+            elif self.has_reference:
+                with self.accelerator.unwrap_model(model).policy.disable_adapter():
+                    outputs["ref_logprobs"] = self._forward(model, batch, with_value=False)["logprobs"]
+        batch |= {name: tensor * batch["response_mask"] for name, tensor in outputs.items()}
+        return batch | {"scores": self.rewards.score(examples, batch, self.accelerator)}
+
+    def _chunks(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return torch.arange(len(batch["prompt_ids"])).split(self.args.local_rollout_forward_batch_size)
+
+    def _generate(self, model: nn.Module, prompts: dict[str, Tensor], uniforms: Tensor) -> Tensor:
+        """Responses [B, response_length] to left-padded prompts; what follows a stop token is padding."""
+        responses = torch.full_like(uniforms, self.processing_class.pad_token_id, dtype=torch.long)
+        gather = self.args.ds3_gather_for_generation
+        with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
+            for rows in self._chunks(prompts):
+                chunk = select(prompts, rows)
+                start = chunk["prompt_ids"].size(1)
+                sampling = InverseCdfSampling(uniforms[rows], start, self.args.temperature)
+                sequences = unwrapped.generate(
+                    input_ids=chunk["prompt_ids"],
+                    attention_mask=chunk["prompt_mask"],
+                    generation_config=self.generation_config,
+                    logits_processor=LogitsProcessorList([sampling]),
+                )
+                responses[rows, : sequences.size(1) - start] = sequences[:, start:]
+        return responses
+
+    def _forward(self, model: nn.Module, batch: dict[str, Tensor], **outputs: bool) -> dict[str, Tensor]:
+        """`PolicyWithValue.forward` in chunks, each without the padding it does not need."""
+        parts, length = defaultdict(list), batch["response_ids"].size(1)
+        for rows in self._chunks(batch):
+            result = model(**select(batch, rows), temperature=self.args.temperature, **outputs)
+            for name, tensor in result.items():
+                parts[name].append(pad(tensor, (0, length - tensor.size(1))))
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    def _sample_metrics(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is logged of each sample, in training and evaluation: name -> float32 [B]."""
+        metrics = {"reward": self.rewards.total(batch)}
+        metrics |= {f"reward/{name}": batch["scores"][:, i] for i, name in enumerate(self.rewards.names)}
+        if self.has_reference:
+            metrics["kl"] = (batch["logprobs"] - batch["ref_logprobs"]).sum(dim=1)
+        metrics["response_length"] = batch["response_mask"].sum(dim=1).float()
+        metrics["eos_share"] = self.rewards.ended(batch).float()
+        return metrics
+
+    # ---- optimisation ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
+        """Policy loss + vf_coef * value loss - entropy_coef * entropy, summed over the tokens of this micro-batch.
+
+        It is divided by the tokens of the mini-batch on all processes, and multiplied by the number of processes, over
+        which DDP, DeepSpeed and FSDP average: however a mini-batch is split, its gradient is the same.
+        """
+        args, mask = self.args, inputs["response_mask"]
+        sequence = {name: inputs[name] for name in SEQUENCE}
+        outputs = model(**sequence, temperature=args.temperature, with_entropy=args.entropy_coef > 0)
+        logprobs, values, old = outputs["logprobs"] * mask, outputs["values"] * mask, inputs
+        policy, ratio, clipped = ppo_math.policy_loss(logprobs, old["logprobs"], old["advantages"], args.cliprange)
+        value, value_clipped = ppo_math.value_loss(values, old["values"], old["returns"], args.cliprange_value)
+        approx_kl = 0.5 * (logprobs - old["logprobs"]) ** 2
+        columns = (policy, value, clipped, value_clipped, ratio, approx_kl, (ratio - 1).abs())
+        stats = torch.stack([(column * mask).sum() for column in columns]) / num_items_in_batch
+        loss = stats[0] + args.vf_coef * stats[1]
+        if args.entropy_coef > 0:
+            loss = loss - args.entropy_coef * (outputs["entropy"] * mask).sum() / num_items_in_batch
+
+        self._step_stats += stats.detach()
+        if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
+            self._end_step()
+        return loss * self.accelerator.num_processes
+
+    def _end_step(self) -> None:
+        step, last = self.state.global_step % self.args.steps_per_rollout, self.args.steps_per_rollout - 1
+        stats = self.accelerator.reduce(self._step_stats.clone(), reduction="sum")
+        self._step_stats.zero_()
+        self._require_finite("loss", stats.sum())
+        tolerance = 1e-3 if self.accelerator.mixed_precision == "no" else 2e-2
+        if step == 0 and stats[-1] > tolerance:
+            logger.warning(
+                f"Before its first update the policy is not the one that made the rollout: mean |ratio - 1| is "
+                f"{stats[-1]:.1e}. Something in it is random, or depends on the batch it runs in."
+            )
+        self._rollout_stats += stats
+        if step == last:
+            means = (self._rollout_stats / self.args.steps_per_rollout).tolist()
+            metrics = self._rollout_metrics | dict(zip(STATS[:-1], means[:-1], strict=True))
+            metrics["episodes_per_second"] = self.rollout_size / (time.monotonic() - self._rollout_start)
+            for name, number in metrics.items():
+                self._metrics[name].append(number)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if grad_norm is not None and not self.args.fp16:  # fp16 meets overflows and skips their steps by itself
+            self._require_finite("gradient", grad_norm)
+        return grad_norm
+
+    def _require_finite(self, what: str, number: Tensor | float) -> None:
+        if not math.isfinite(number):
+            raise RuntimeError(
+                f"the {what} is not finite at optimizer step {self.state.global_step + 1}; the step was not taken and "
+                "the last checkpoint is older than it: lower learning_rate or look at the rewards"
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: sum(numbers) / len(numbers) for name, numbers in self._metrics.items()}
+            self._metrics.clear()
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._eval_row = 0
+        return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(self, model, inputs: list[dict], prediction_loss_only, ignore_keys=None):
+        # Row r of the dataset is sampled with the same random numbers in every evaluation.
+        first = self._eval_row + self.args.process_index * self.args.eval_batch_size
+        self._eval_row += self.args.world_size * self.args.eval_batch_size
+        keys = [(EVALUATION, row) for row in range(first, first + len(inputs))]
+        columns = self._sample_metrics(self._sample(model, inputs, keys))
+        self._eval_names = list(columns)
+        table = torch.stack(list(columns.values()), dim=1)
+        return None, table, table
+
+    def _mean_eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return dict(zip(self._eval_names, prediction.predictions.mean(axis=0).tolist(), strict=True))
+
+    # ---- saving and resuming ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._is_checkpoint = _internal_call
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The policy, as a model that `from_pretrained` opens; in a checkpoint also the value model, in its own folder."""
+        both, output_dir = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
+        state_dict = both.state_dict() if state_dict is None else state_dict
+        wrapped, self.model = self.model, both.policy
+        try:
+            super()._save(output_dir, part_of(state_dict, "policy."))
+        finally:
+            self.model = wrapped
+        if self._is_checkpoint and self.args.should_save and state_dict:
+            folder = os.path.join(output_dir, VALUE_FOLDER)
+            both.value.model.save_pretrained(folder, state_dict=part_of(state_dict, "value.model."))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:  # FSDP writes and reads the whole module in a format of its own
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        super()._load_from_checkpoint(resume_from_checkpoint, self.model.policy)
+        super()._load_from_checkpoint(os.path.join(resume_from_checkpoint, VALUE_FOLDER), self.model.value.model)
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            in_use = self.state.global_step % self.args.steps_per_rollout > 0
+            state = {"rollout": self._rollout if in_use else {}, "rollout_metrics": self._rollout_metrics}
+            state |= {"stats": self._rollout_stats, "metrics": dict(self._metrics), "kl_coef": self.kl_coef}
+            os.makedirs(output_dir, exist_ok=True)
+            torch.save(state, os.path.join(output_dir, STATE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, STATE_NAME)
+        if not os.path.isfile(path):
+            raise ValueError(f"{checkpoint} holds no {STATE_NAME}: it is not a checkpoint of PPOTrainer")
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self._rollout, self._rollout_metrics = state["rollout"], state["rollout_metrics"]
+        self._rollout_stats, self.kl_coef = state["stats"], state["kl_coef"]
+        self._metrics = defaultdict(list, state["metrics"])
+        saved_size = len(self._rollout.get("response_ids", ()))
+        if self.state.global_step % self.args.steps_per_rollout > 0 and saved_size != self.rollout_size:
+            raise ValueError(
+                f"{checkpoint} was saved with other rollouts ({saved_size or 'another number of'} samples, now "
+                f"{self.rollout_size}): resume with the batch sizes and num_ppo_epochs it was saved with"
+            )
+
+
+def part_of(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}

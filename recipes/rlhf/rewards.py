@@ -1,0 +1,69 @@
+"""Rewards by name: a reward model's folder or Hub name, or a Python function written `package.module:function`."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.core.errors import UserError, did_you_mean
+from recipes.core.models import check_source, load_pretrained
+
+
+@dataclass
+class Reward:
+    """A reward model with its tokenizer, or a function `f(prompts, completions, **columns) -> list[float]`."""
+
+    name: str
+    func: Any
+    tokenizer: Any = None
+
+
+def is_function(name: str) -> bool:
+    return ":" in name and "/" not in name
+
+
+def load_function(name: str) -> Callable[..., list[float]]:
+    """The function `package.module:function`.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"reward function {name}: {error}") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(
+            f"reward function {name}: {module_name} has no function '{function_name}'"
+            + did_you_mean(function_name, functions)
+        )
+    return function
+
+
+def check_reward(name: str) -> None:
+    """Raise a UserError if the named function does not exist; loads no model."""
+    if is_function(name):
+        load_function(name)
+
+
+def load_reward(name: str, dtype: str | None = "float32") -> Reward:
+    """The reward function or, for any other name, the sequence classification model with its tokenizer.
+
+    Raises:
+        UserError: it cannot be opened, or the model has more than one score.
+    """
+    if is_function(name):
+        return Reward(name.rpartition(":")[2], load_function(name))
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    check_source(name, "reward model")
+    model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
+    if model.config.num_labels != 1:
+        raise UserError(
+            f"{name} has {model.config.num_labels} labels and no single score; "
+            "name a reward model, such as runs/rlhf/reward/quickstart"
+        )
+    return Reward(name, model.eval(), AutoTokenizer.from_pretrained(name))

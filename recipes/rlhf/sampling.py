@@ -1,0 +1,84 @@
+"""Answers sampled from a policy and their log-probabilities under another, in batches of any size."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from recipes.rlhf import ppo_math
+from recipes.rlhf.ppo_data import prompt_token_ids, select
+from recipes.rlhf.ppo_models import InverseCdfSampling, PolicyWithValue
+
+BATCH = 256
+
+
+@dataclass
+class Answers:
+    """Sampled answers to N prompts.
+
+    `tokens`: left-padded `prompt_ids`, `prompt_mask` [N, P] and right-padded `response_ids`, `response_mask` [N, R].
+    `texts`: the answers without special tokens. `ended`: whether each stopped by itself, bool [N].
+    """
+
+    tokens: dict[str, torch.Tensor]
+    texts: list[str]
+    ended: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        return self.tokens["response_mask"].sum(dim=1)
+
+
+@torch.inference_mode()
+def sample(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list,
+    response_length: int,
+    temperature: float,
+    seed: int,
+) -> Answers:
+    """One answer to each prompt; answer i depends on (seed, i) alone, never on the batch it was drawn in.
+
+    Args:
+        prompts: texts or conversations.
+        temperature: 0 takes the likeliest token.
+    """
+    ids = [prompt_token_ids(prompt, tokenizer) for prompt in prompts]
+    longest, device = max(map(len, ids)), policy.device
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    tokens = {
+        "prompt_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device),
+        "prompt_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device),
+        "response_ids": torch.full((len(ids), response_length), pad, device=device),
+    }
+    uniforms = torch.rand(len(ids), response_length, generator=torch.Generator().manual_seed(seed)).to(device)
+    model = PolicyWithValue(policy.eval())
+    for rows in torch.arange(len(ids), device=device).split(BATCH):
+        sampling = [InverseCdfSampling(uniforms[rows], longest, temperature)] if temperature > 0 else []
+        sequences = model.generate(
+            input_ids=tokens["prompt_ids"][rows],
+            attention_mask=tokens["prompt_mask"][rows],
+            max_new_tokens=response_length,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=pad,
+            logits_processor=LogitsProcessorList(sampling),
+        )
+        tokens["response_ids"][rows, : sequences.size(1) - longest] = sequences[:, longest:]
+    tokens["response_mask"] = ppo_math.response_mask(tokens["response_ids"], eos)
+    ended = ((tokens["response_ids"] == eos) & tokens["response_mask"].bool()).any(dim=1)
+    real = [row[mask.bool()] for row, mask in zip(tokens["response_ids"], tokens["response_mask"])]
+    return Answers(tokens, tokenizer.batch_decode(real, skip_special_tokens=True), ended)
+
+
+@torch.inference_mode()
+def log_probability(policy: PreTrainedModel, answers: Answers, temperature: float) -> torch.Tensor:
+    """log p(answer | prompt) in nats, summed over the answer's tokens at the sampling temperature, float32 [N]."""
+    model = PolicyWithValue(policy.eval())
+    total = []
+    for rows in torch.arange(len(answers.texts), device=policy.device).split(BATCH):
+        batch = select(answers.tokens, rows)
+        logprobs = model(**batch, temperature=temperature, with_value=False)["logprobs"]
+        total.append((logprobs * batch["response_mask"]).sum(dim=1))
+    return torch.cat(total)

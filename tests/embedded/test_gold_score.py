@@ -1,0 +1,126 @@
+"""The gold scorer: partial credit is what the rubric says, no text makes it fail, and only right answers pay."""
+
+from random import Random
+
+import pytest
+
+from recipes.embedded.instructions import gold_reward, gold_score
+from recipes.embedded.task import WORDS
+from recipes.embedded.world import TASKS, pose
+
+REVERSE = "Reverse this list: cat, red, saw, plum."
+COUNT = "Count the animals: cat, plum, dog."
+SUM = "Add 3 more to 4 plums. How many is that?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "score"),
+    [
+        (REVERSE, "plum, saw, red, cat.", 1),
+        (REVERSE, "  plum, saw, red, cat.\n", 1),
+        (REVERSE, "plum, saw, red, cat", 0.9),
+        (REVERSE, "plum, saw, red, cat..", 8 / 9 * (1 - 0.1 - 0.2)),  # 9 tokens for 8, two full stops, other wording
+        (REVERSE, "plum saw red cat.", 0.8),
+        (REVERSE, "plum, saw, red.", 3 / 4),
+        (REVERSE, "plum, red, saw, cat.", 2 / 4),
+        (REVERSE, "plum, saw, red, cat, dog.", 4 / 5 * 8 / 10),
+        (REVERSE, "cat, red, saw, plum.", 0),
+        (REVERSE, "Plum, Saw, Red, Cat.", 0),
+        (REVERSE, "I am not sure.", 0),
+        (REVERSE, ".", 0),
+        (REVERSE, "", 0),
+        (COUNT, "cat, dog. That is 2.", 1),
+        (COUNT, "That is 2.", 0.7 * 0.8),
+        (COUNT, "cat, dog.", 0.3 * 0.8),
+        (COUNT, "cat. That is 2.", 0.7 / 2 + 0.3 / 2),
+        (COUNT, "cat, dog. That is 3.", 0.3),
+        (COUNT, "plum. That is 2.", 0),
+        (SUM, "4 + 3 = 7.", 1),
+        (SUM, "4 + 3 = 8.", 0.3),
+        (SUM, "4 - 3 = 7.", 2 / 3),
+        (SUM, "7.", 0.7 * 0.8),
+        (SUM, "The answer is 7.", 0.7 * 0.8),
+    ],
+)
+def test_partial_credit(prompt, answer, score):
+    assert gold_score(prompt, answer) == pytest.approx(score, abs=1e-6)
+
+
+def sampled(number=20):
+    """(prompt, right answer, kind of task, fields, generator) of random prompts of every kind."""
+    rng = Random("sampled")
+    for task in TASKS * number:
+        _, fields = pose("test", rng, task)
+        yield task.prompt(fields, rng), task.answer(fields), task, fields, rng
+
+
+HACKS = {
+    "all words": lambda prompt, right: ", ".join(WORDS) + ".",
+    "all numbers": lambda prompt, right: ", ".join(map(str, range(21))) + ".",
+    "many sums": lambda prompt, right: " ".join(f"That is {number}." for number in range(21)),
+    "yes and no": lambda prompt, right: "Yes. No.",
+    "please": lambda prompt, right: "Please, please, thank you, thank you.",
+    "the prompt": lambda prompt, right: prompt,
+    "the prompt, then the answer": lambda prompt, right: f"{prompt} {right}",
+    "doubled": lambda prompt, right: f"{right} {right}",
+    "thrice": lambda prompt, right: " ".join([right] * 3),
+    "all words, then the answer": lambda prompt, right: f"{', '.join(WORDS)}. {right}",
+    "a long story": lambda prompt, right: right + " I hope this helps you." * 3,
+}
+
+
+@pytest.mark.parametrize("hack", HACKS)
+def test_saying_everything_does_not_pay(hack):
+    scores = [gold_score(prompt, HACKS[hack](prompt, right)) for prompt, right, *_ in sampled()]
+    assert max(scores) < 0.6
+    assert sum(scores) / len(scores) < 0.4
+
+
+def test_one_answer_for_all_prompts_does_not_pay():
+    prompts = [prompt for prompt, *_ in sampled()]
+    for _, right, *_ in sampled(5):
+        assert sum(gold_score(prompt, right) for prompt in prompts) / len(prompts) < 0.1
+
+
+def test_no_edit_of_the_right_answer_scores_1():
+    for prompt, right, *_, rng in sampled(50):
+        words = right.split()
+        i = rng.randrange(len(words))
+        for edited in (words[:i] + words[i + 1 :], words[:i] + [rng.choice(WORDS)] + words[i:], [*words, "."]):
+            assert gold_score(prompt, " ".join(edited)) < 1, (prompt, edited)
+
+
+def test_each_right_item_adds_to_the_score():
+    for prompt, right, task, *_ in sampled():
+        if task.wording == "{result}.":
+            items = right.removesuffix(".").split(", ")
+            scores = [gold_score(prompt, ", ".join(items[:n]) + ".") for n in range(len(items) + 1)]
+            assert scores == sorted(set(scores))
+
+
+def test_any_text_is_scored():
+    rng = Random(0)
+    for prompt, right, task, fields, _ in sampled(10):
+        characters = [chr(rng.choice((rng.randrange(32, 127), rng.randrange(0xD800), 0x1F600, 0))) for _ in range(80)]
+        for answer in ("".join(characters), right + "".join(characters), "=" * 99, "_ , _ , _.", "٣ ² 3.5 1e9", "\n"):
+            assert 0 <= gold_score(prompt, answer) < 1
+        assert gold_score(prompt, right * 100_000) == 0
+
+
+def test_gold_reward_takes_strings_and_conversations():
+    prompts = [REVERSE, COUNT]
+    answers = ["plum, saw, red, cat.", "That is 2."]
+    scores = [gold_score(*both) for both in zip(prompts, answers)]
+    assert gold_reward(prompts, answers) == scores
+
+    chats = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}] for prompt in prompts]
+    chats[0][1:1] = [{"role": "user", "content": COUNT}, {"role": "assistant", "content": "That is 2."}]
+    completions = [[{"role": "assistant", "content": answer}] for answer in answers]
+    assert gold_reward(prompts=chats, completions=completions, trainer_state=None, task=["a", "b"]) == scores
+
+
+def test_gold_reward_needs_a_prompt_of_this_world():
+    with pytest.raises(ValueError):
+        gold_reward([[{"role": "system", "content": REVERSE}]], ["plum, saw, red, cat."])
+    with pytest.raises(ValueError):
+        gold_reward([REVERSE, COUNT], ["plum, saw, red, cat."])
