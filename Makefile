@@ -83,9 +83,12 @@ lint: | $(READY) ## style
 format: | $(READY) ## put the style right
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+results: rlhf ## run what changed, publish it to results/ and the README's table
+	$(RECIPES) results --runs_dir $(RUNS)
 test: | $(READY) ## all tests that take seconds
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "not slow" $(ARGS)
-verify: | $(READY) ## the tests that take minutes
+verify: rlhf ## the tests that take minutes, and the committed results against a new run
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow $(ARGS)
+	$(RECIPES) results --runs_dir $(RUNS) --check
 clean: ## remove all runs
 	rm -rf $(RUNS)

@@ -1,4 +1,4 @@
-"""python -m recipes list | show CONFIG | validate [CONFIG …] | run CONFIG [--launch PROFILE] [--key value …]"""
+"""python -m recipes list | show CONFIG | validate [CONFIG …] | run CONFIG [--launch PROFILE] [--key value …] | results"""
 
 import argparse
 import importlib
@@ -113,9 +113,35 @@ def run(name: str, launch: str | None, overrides: Sequence[str]) -> None:
     raise SystemExit(subprocess.run(launcher, cwd=Path.cwd()).returncode)
 
 
+def results(runs_dir: Path, check: bool) -> None:
+    """Publish what was measured to `results/` and the README, or hold it against what is committed there."""
+    from recipes.core import publish
+
+    if check:
+        off = publish.check(runs_dir)
+        if off:
+            raise UserError(f"{len(off)} figures differ from the committed ones: {'; '.join(off)}")
+        print("all figures agree with the committed ones")
+        return
+    names = publish.publish(runs_dir)
+    publish.update_readme()
+    print("\n".join(names) or f"no finished run in {runs_dir}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see: {self.prog} --help")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m recipes", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | validate | run")
+    with report_user_errors():
+        dispatch()
+
+
+def dispatch() -> None:
+    """Read the command line and do what it says."""
+    parser = _Parser(prog="python -m recipes", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="every recipe and config, family by family")
     showing = commands.add_parser("show", help="a resolved config with the origin of each value", allow_abbrev=False)
     showing.add_argument("config")
@@ -126,19 +152,23 @@ def main() -> None:
     )
     running.add_argument("config")
     running.add_argument("--launch", help="an accelerate profile of configs/launch, such as ddp or zero3")
+    publishing = commands.add_parser("results", help="publish finished runs to results/ and the README's table")
+    publishing.add_argument("--runs_dir", type=Path, default=Path("runs"))
+    publishing.add_argument("--check", action="store_true", help="only compare them with what is committed")
     options, overrides = parser.parse_known_args()
     if overrides and options.command not in ("show", "run"):
         parser.error(f"unknown words: {' '.join(overrides)}")
-    with report_user_errors():
-        match options.command:
-            case "list":
-                list_recipes()
-            case "show":
-                show(options.config, overrides)
-            case "validate":
-                validate(options.configs)
-            case "run":
-                run(options.config, options.launch, overrides)
+    match options.command:
+        case "list":
+            list_recipes()
+        case "show":
+            show(options.config, overrides)
+        case "validate":
+            validate(options.configs)
+        case "run":
+            run(options.config, options.launch, overrides)
+        case "results":
+            results(options.runs_dir, options.check)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,19 @@ class SealCheckpoints(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
 
 
+def stop_at_max_steps(trainer: Trainer) -> None:
+    """Let a run that resumes from its last step take no further one; Trainer would, in the middle of an epoch."""
+    run_epoch = trainer._run_epoch
+
+    def run_epoch_unless_done(*args, **kwargs):
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+        else:
+            run_epoch(*args, **kwargs)
+
+    trainer._run_epoch = run_epoch_unless_done
+
+
 def _sizes(checkpoint: Path) -> dict[str, int]:
     files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != MANIFEST)
     return {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}

@@ -16,9 +16,21 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from recipes.core.catalog import config_name, find_config
+from recipes.core.catalog import FAMILIES, config_name, find_config
 from recipes.core.errors import UserError, did_you_mean
 
+# What the libraries leave unchecked and meet later, as a division by zero or not at all.
+AT_LEAST = {
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "max_length": 1,
+    "num_train_epochs": 0,
+    "per_device_eval_batch_size": 1,
+    "per_device_train_batch_size": 1,
+    "seed": 0,
+}
+
+WRITTEN = ("output_dir", "runs_dir")  # what is written to is where the user says
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
@@ -164,9 +176,12 @@ def read_command_line(argv: Sequence[str]) -> Settings:
             continue
         value = parse_scalar(values[0]) if values else True
         if isinstance(value, dict) and value:
-            settings |= {f"{key}.{name}": Setting(inner, origin) for name, inner in value.items()}
+            new = {f"{key}.{name}": Setting(inner, origin) for name, inner in value.items()}
         else:
-            settings[key] = Setting(value, origin, values[0] if values else None)
+            new = {key: Setting(value, origin, values[0] if values else None)}
+        if len(merge(settings, new)) < len(settings) + len(new):
+            raise UserError(f"{origin} is given twice")
+        settings |= new
     return settings
 
 
@@ -193,7 +208,7 @@ def fit(value: Any, hint: Any) -> Any:
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        raise TypeError(f"one of {', '.join(map(repr, arguments))}" + _near(value, arguments))
+        raise TypeError(f"one of {', '.join(map(repr, arguments))}")
     if _is_enum(hint):
         choices = [member.value for member in hint]
         if value in choices:
@@ -204,7 +219,10 @@ def fit(value: Any, hint: Any) -> Any:
     if origin in (list, tuple, Sequence) or hint is list:
         if not isinstance(value, list):
             raise TypeError("a list")
-        return [fit(item, arguments[0]) if arguments else item for item in value]
+        try:
+            return [fit(item, arguments[0]) if arguments else item for item in value]
+        except TypeError as error:
+            raise TypeError(f"a list whose every item is {error}") from None
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise TypeError("a block of keys")
@@ -244,7 +262,8 @@ def fit_setting(key: str, setting: Setting, hint: Any) -> Any:
             except TypeError:
                 pass
         found = json.dumps(setting.value, default=str, ensure_ascii=False)
-        raise UserError(f"{setting.origin}: '{key}' must be {error}, not {found}") from None
+        wanted, near, hint = str(error).partition("; ")
+        raise UserError(f"{setting.origin}: '{key}' must be {wanted}, not {found}{near}{hint}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- dataclasses
@@ -272,13 +291,6 @@ class Resolved:
     def get(self, group: type) -> Any:
         return self.groups[group]
 
-    def where(self, key: str) -> str:
-        """The origin of a key, for messages: its file and line, the command line, or the config's name."""
-        found = [
-            setting.origin for name, setting in self.settings.items() if name == key or name.startswith(key + ".")
-        ]
-        return found[0] if found else self.name
-
     def plain(self) -> dict[str, Any]:
         """What was set, without defaults, as nested plain values."""
         return nest(self.settings)
@@ -303,7 +315,10 @@ def resolve(types_: Sequence[type], recipe: str, argv: Sequence[str]) -> Resolve
     overrides = read_command_line(argv)
     if "config" not in overrides:
         raise UserError(f"--config is missing: name a file, such as configs/{recipe}/quickstart.yaml")
-    path = find_config(str(overrides.pop("config").value))
+    config = overrides.pop("config")
+    if not isinstance(config.value, str):
+        raise UserError(f"{config.origin} names one file")
+    path = find_config(config.value)
     settings, files = read_yaml(path)
     settings = merge(settings, overrides)
     name = config_name(path) or f"{recipe}/{path.stem}"
@@ -336,9 +351,15 @@ def build(types_: Sequence[type], settings: Settings, name: str) -> dict[type, A
         choices = field.metadata.get("choices")
         if choices and value is not None and value not in choices:
             raise UserError(f"{first.origin}: '{top}' must be one of {', '.join(map(str, choices))}, not '{value}'")
+        if top in AT_LEAST and value is not None and value < AT_LEAST[top]:
+            raise UserError(f"{first.origin}: '{top}' must be at least {AT_LEAST[top]}, not {value}")
         values[group][top] = value
 
     runs_dir = next((each["runs_dir"] for each in values.values() if "runs_dir" in each), "runs")
+    for group in types_:
+        values[group] = {
+            key: value if key in WRITTEN else in_runs_dir(value, runs_dir) for key, value in values[group].items()
+        }
     if "output_dir" in fields and "output_dir" not in blocks:
         values[fields["output_dir"][0]]["output_dir"] = f"{runs_dir}/{name}"
     if "use_cpu" in fields and "use_cpu" not in blocks:  # one config for a laptop and for GPUs
@@ -360,10 +381,26 @@ def build(types_: Sequence[type], settings: Settings, name: str) -> dict[type, A
             raise UserError(f"{name}: required key '{missing[0]}' is missing")
         try:
             instances[group] = group(**values[group])
-        except UserError:
-            raise
         except (ValueError, TypeError, ImportError) as error:
-            key = next((key for key in blocks if key in str(error)), None)
-            origin = next(iter(blocks[key].values())).origin if key else name
-            raise UserError(f"{origin}: {error}") from None
+            raise with_origin(error, settings, name) from None
     return instances
+
+
+def in_runs_dir(value: Any, runs_dir: str) -> Any:
+    """`value`, with every text `runs/<family>/…` in it, however deep, looked up in `runs_dir`."""
+    if isinstance(value, dict):
+        return {key: in_runs_dir(inner, runs_dir) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [in_runs_dir(inner, runs_dir) for inner in value]
+    names_run = isinstance(value, str) and value.startswith(tuple(f"runs/{family}/" for family in FAMILIES))
+    return runs_dir + value.removeprefix("runs") if names_run else value
+
+
+def with_origin(error: Exception, settings: Settings, name: str) -> UserError:
+    """The error in one line that begins with the origin of the setting it speaks of, else with the config's name."""
+    text = str(error)
+    words = set(re.findall(r"\w+", text))
+    spoken_of = [key for key in settings if words.issuperset(key.split("."))]
+    spoken_of = spoken_of or [key for key in settings if key.partition(".")[0] in words]
+    origins = {text.rfind(key.rpartition(".")[2]): settings[key].origin for key in spoken_of}
+    return UserError(f"{origins[max(origins)] if origins else name}: {text}")

@@ -62,7 +62,8 @@ class DataConfig:
 
                 if name.removeprefix("embedded/") not in embedded.names():
                     raise UserError(
-                        f"no dataset '{name}'{did_you_mean(name, ['embedded/' + known for known in embedded.names()])}"
+                        f"dataset_name: no dataset '{name}'"
+                        + did_you_mean(name, ["embedded/" + known for known in embedded.names()])
                     )
             elif _looks_local(name) and not Path(name).exists():
                 hint = " (environment variables are not expanded)" if "$" in name else ""
@@ -88,6 +89,8 @@ class DataConfig:
                     raise UserError(f"{name}: split '{split}' is empty")
                 for column in self._form(name, dataset, forms):
                     _check_column(f"{name}: {split}", dataset, column)
+            if self.dataset_test_split is not None and "test" not in part:
+                part = self._hold_out(name, part["train"])
             parts.append(part)
         splits = DatasetDict({split: concatenate_datasets([part[split] for part in parts]) for split in parts[0]})
         for split, limit in (("train", self.max_train_samples), ("test", self.max_test_samples)):
@@ -96,7 +99,7 @@ class DataConfig:
         return splits
 
     def _splits(self, name: str) -> "dict[str, Dataset]":
-        """`train` and `test` of one source, whatever the source calls them."""
+        """`train` and, where the source has it, `test`, whatever the source calls them."""
         if name.startswith("embedded/"):
             from recipes import embedded
 
@@ -124,7 +127,14 @@ class DataConfig:
                 f"{name}: no split '{self.dataset_test_split}' to measure on; set test_split_size: 0.05 to hold rows "
                 "out, or dataset_test_split: null to measure nothing"
             )
-        return dict(train.train_test_split(self.test_split_size, seed=self.dataset_seed))
+        return {"train": train}
+
+    def _hold_out(self, name: str, train: "Dataset") -> "dict[str, Dataset]":
+        """Rows for a test split taken off the training rows, after these were checked under their own numbers."""
+        try:
+            return dict(train.train_test_split(self.test_split_size, seed=self.dataset_seed))
+        except ValueError as error:  # too few rows
+            raise UserError(f"{name}: test_split_size: {error}") from None
 
     def _rename(self, name: str, splits: "dict[str, Dataset]") -> "dict[str, Dataset]":
         for ours, theirs in (self.dataset_columns or {}).items():
@@ -160,7 +170,8 @@ def _check_column(where: str, dataset: "Dataset", column: str) -> None:
     for row, cell in enumerate(dataset[column], 1):
         if not (_is_conversation(cell) if messages else isinstance(cell, str)):
             raise UserError(f"{where} row {row}, column '{column}': must be {wanted}, not {_shorten(cell)}")
-        if not (cell and cell[-1]["content"].strip() if messages else cell.strip()):
+        silent = column in ("chosen", "rejected") and cell != []  # to say nothing is an answer to compare, too
+        if not (silent or (cell and cell[-1]["content"].strip() if messages else cell.strip())):
             raise UserError(f"{where} row {row}, column '{column}': is empty")
 
 
@@ -199,7 +210,9 @@ def _read(file: Path) -> "Dataset":
     if file.suffix == ".txt":
         options = {"sample_by": "paragraph"}
     try:
-        return load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
+        dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
+        dataset.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
+        return dataset
     except Exception as error:  # pyarrow, pandas and datasets raise many kinds and seldom name the row
         raise UserError(_first_bad_row(file) or f"{file}: {error.__cause__ or error}") from None
 
@@ -211,6 +224,8 @@ def _first_bad_row(file: Path) -> str | None:
     except UnicodeDecodeError as error:
         row = file.read_bytes()[: error.start].count(b"\n") + 1
         return f"{file}: row {row}: not UTF-8 text"
+    if len([line for line in lines if line.strip()]) < (2 if file.suffix in (".csv", ".tsv") else 1):
+        return f"{file}: holds no row"
     if file.suffix in (".csv", ".tsv"):
         rows = list(csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
         wrong = next((row for row, cells in enumerate(rows, 1) if len(cells) != len(rows[0])), None)

@@ -3,8 +3,11 @@
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+LIBRARIES = ("accelerate", "huggingface_hub", "peft", "transformers", "trl")
 
 
 class UserError(ValueError):
@@ -12,6 +15,12 @@ class UserError(ValueError):
 
     def __init__(self, message: object):
         super().__init__(" ".join(str(message).split()))
+
+
+def refused_by_library(error: Exception) -> bool:
+    """Whether a library's check of its arguments raised this itself, and not code of ours or something below it."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] in LIBRARIES
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

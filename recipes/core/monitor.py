@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,26 +17,35 @@ from recipes.core.files import write_text
 if TYPE_CHECKING:
     from recipes.core.run import Run
 
+TRL_TOKENS = "_total_train_tokens"  # TRL's count of the tokens seen, which starts at 0 again on a resume
+
 
 class RunLog(TrainerCallback, ExportableState):
     """`log.jsonl`: one line a log entry. On a resume the lines after the checkpoint give way to the new ones."""
 
-    def __init__(self, run: "Run"):
-        self.run = run
+    def __init__(self, run: "Run", trainer: Trainer):
+        self.run, self.trainer = run, trainer
         self.path = run.output_dir / "log.jsonl"
 
     def state(self) -> dict[str, Any]:
         seconds = self.run.earlier_seconds + time.monotonic() - self.run.began
-        return {"args": {}, "attributes": {"seconds": seconds}}
+        return {"args": {}, "attributes": {"seconds": seconds, "tokens": getattr(self.trainer, TRL_TOKENS, 0)}}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # The losses summed since the last line would not survive a resume.
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
     def on_log(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        entry = state.log_history[-1]
+        if state.is_world_process_zero and "train_runtime" not in entry:  # that one sums up this process alone
             with self.path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(state.log_history[-1]) + "\n")
+                log.write(json.dumps(entry) + "\n")
 
 
 def stop_on_non_finite_loss(trainer: Trainer, output_dir: Path) -> None:
@@ -48,6 +58,7 @@ def stop_on_non_finite_loss(trainer: Trainer, output_dir: Path) -> None:
     def checked_step(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = training_step(*args, **kwargs)
         if not math.isfinite(loss.item()):
+            print(file=sys.stderr)  # ends the line of the progress bar
             raise UserError(
                 f"the loss is {loss.item()} at step {trainer.state.global_step + 1}; the last good checkpoint in "
                 f"{output_dir} is kept; lower learning_rate or max_grad_norm, or train in a wider dtype"

@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.core.catalog import ROOT, Recipe
-from recipes.core.config import Resolved, resolve
-from recipes.core.errors import UserError, report_user_errors
+from recipes.core.config import Resolved, resolve, with_origin
+from recipes.core.errors import UserError, refused_by_library, report_user_errors
 from recipes.core.run import Run, RunConfig
 
 
@@ -33,7 +34,10 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
         for group in groups:
             check = getattr(config.get(group), "check_names", None)
             if check:
-                check()
+                try:
+                    check()
+                except UserError as error:
+                    raise with_origin(error, config.settings, config.name) from None
         return config
 
     @functools.wraps(main)
@@ -53,6 +57,10 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
             set_seed(run.arguments.seed)  # before any weight or adapter is made
             try:
                 main(run, *(config.get(group) for group in groups))
+            except (ValueError, RuntimeError, ImportError, OSError) as error:
+                if not run.started and refused_by_library(error):
+                    raise UserError(error) from None
+                raise
             finally:
                 run.discard_if_empty()
             run.finish()
@@ -65,13 +73,16 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
 
 def quiet_libraries() -> None:
     """Silence what is neither an error nor ours to change, so that a run's own lines can be read."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)  # what the pinned libraries will do some day
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # its readers log what they raise
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
+    import transformers
 
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def connect_processes() -> None:

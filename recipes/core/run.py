@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from recipes.core.catalog import Recipe
-from recipes.core.config import Resolved, nest
+from recipes.core.config import Resolved, in_runs_dir, nest
 from recipes.core.errors import UserError
 from recipes.core.files import check_writable, read_json, write_json, write_text, write_yaml
 
@@ -64,13 +64,15 @@ class Run:
         self.recipe, self.config, self.arguments = recipe, config, arguments
         self.name = config.name
         self.output_dir = Path(arguments.output_dir)
+        self._not_there_before = [path for path in (self.output_dir, *self.output_dir.parents) if not path.exists()]
         self.overwrite = config.get(RunConfig).overwrite
         self.metrics: dict[str, Any] = {}
         self.baselines: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
+        self.history: list[dict[str, float]] = []
         self.began = time.monotonic()
         self.earlier_seconds = 0.0
-        self._started = False
+        self.started = False
 
     # ------------------------------------------------------------------------------------------------ what was asked
     @property
@@ -89,7 +91,8 @@ class Run:
         modules = sorted(self.recipe.script.parent.glob(f"{self.recipe.script.stem}*.py"))
         digests = {str(file.name): _digest(file.read_bytes()) for file in modules}
         for value in _texts(self.settings):
-            result = read_json(Path(value) / "result.json") if "/" in value and len(value) < 4096 else None
+            folder = Path(in_runs_dir(value, self.config.get(RunConfig).runs_dir))
+            result = read_json(folder / "result.json") if "/" in value and len(value) < 4096 else None
             if result:
                 digests[value] = _digest(json.dumps(result["metrics"], sort_keys=True).encode())
         return digests
@@ -134,9 +137,9 @@ class Run:
 
     def start(self) -> None:
         """Make the folder and write what was asked for: the first thing a run writes. A second call does nothing."""
-        if self._started:
+        if self.started:
             return
-        self._started = True
+        self.started = True
         held = self._held()
         if self.is_main_process:
             fresh = {"name": self.name, "settings": self.settings, "inputs": self.inputs}
@@ -162,8 +165,13 @@ class Run:
         Raises:
             UserError: the loss is no longer finite; the last good checkpoint stays.
         """
-        from recipes.core.checkpoints import SealCheckpoints, discard_half_written, last_good_checkpoint
-        from recipes.core.monitor import RunLog, stop_on_non_finite_loss
+        from recipes.core.checkpoints import (
+            SealCheckpoints,
+            discard_half_written,
+            last_good_checkpoint,
+            stop_at_max_steps,
+        )
+        from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss
 
         self.start()
         checkpoint = last_good_checkpoint(self.output_dir)
@@ -174,13 +182,16 @@ class Run:
                 print(f"resuming from {checkpoint}")
         self._wait()
         if checkpoint:
-            self.earlier_seconds = _logged_seconds(checkpoint)
-        trainer.add_callback(RunLog(self))
+            earlier = _logged_state(checkpoint)
+            self.earlier_seconds = earlier.get("seconds", 0.0)
+            setattr(trainer, TRL_TOKENS, earlier.get("tokens", 0))
+        trainer.add_callback(RunLog(self, trainer))
         trainer.add_callback(SealCheckpoints(trainer))
         stop_on_non_finite_loss(trainer, self.output_dir)
+        stop_at_max_steps(trainer)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-        history = trainer.state.log_history
+        history = self.history = trainer.state.log_history
         parameters = [
             (p.ds_numel if hasattr(p, "ds_numel") else p.numel(), p.requires_grad) for p in trainer.model.parameters()
         ]
@@ -193,6 +204,15 @@ class Run:
         }
         self.metrics["train_loss"] = next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
         self._save_model(trainer)
+
+    def at_start(self, *names: str) -> dict[str, float]:
+        """Held-out figures before the first step, of a run with `eval_on_start`.
+
+        To call `trainer.evaluate()` before `trainer.train()` is no way to get them: under DDP the processes then train
+        apart, each on its share of the data, without an error.
+        """
+        before = [entry for entry in self.history if entry.get("step") == 0]
+        return {name: entry[name] for entry in before for name in names if name in entry}
 
     def _save_model(self, trainer: Any) -> None:
         unfinished = self.output_dir / ".model"
@@ -252,9 +272,10 @@ class Run:
 
     def discard_if_empty(self) -> None:
         """After a mistake was reported: leave no empty folder behind that a trainer made."""
-        if self.is_main_process and not self._started:
+        if self.is_main_process and not self.started:
             with suppress(OSError):
-                self.output_dir.rmdir()
+                for folder in self._not_there_before:
+                    folder.rmdir()
 
 
 def read_parent(path: str | Path) -> dict[str, Any]:
@@ -267,9 +288,10 @@ def read_held_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
 
 
-def _logged_seconds(checkpoint: Path) -> float:
+def _logged_state(checkpoint: Path) -> dict[str, float]:
+    """What RunLog left in a checkpoint."""
     state = read_json(checkpoint / "trainer_state.json") or {}
-    return state.get("stateful_callbacks", {}).get("RunLog", {}).get("attributes", {}).get("seconds", 0.0)
+    return state.get("stateful_callbacks", {}).get("RunLog", {}).get("attributes", {})
 
 
 def _digest(content: bytes) -> str:

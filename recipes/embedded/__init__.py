@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 _DATASETS = {
     "text": ("text", "documents", "Python's own documentation, docstrings and functions: real English, real code"),
     "instructions": ("instructions", "instructions", "prompts with demonstrations, right about one time in three"),
-    "preferences": (
-        "instructions",
-        "preferences",
-        "pairs of answers, the better one chosen but for 10% of the labels",
-    ),
+    "preferences": ("instructions", "preferences", "pairs of answers, the better one chosen in 90% of them"),
     "prompts": ("instructions", "prompts", "prompts alone, for RL against a reward model or the gold scorer"),
 }
 

@@ -2,14 +2,15 @@
 
 The gold scorer reads nothing but the prompt and the answer. score = substance x brevity x form, with
 
-    substance   share of the right items, in order: 1 - edits / longer length. Where the answer has to show a step,
-                0.7 x the result's share + 0.3 x the step's; the result of a step counts as far as the step is right.
-    brevity     tokens of the right answer / tokens of the answer where the answer is the longer one, else 1:
-                saying everything, or the right thing twice, does not pay.
+    substance   how much of the right items it has, in order: (1 - edits / longer length) squared. Where the answer has
+                to show a step, 0.7 x that of the result + 0.3 x that of the step; and a result that follows a step
+                counts only as far as the step is right.
+    brevity     1 up to half as many tokens again as the right answer has, then 1.5 x its tokens / the answer's:
+                saying everything does not pay.
     form        1, less 0.1 if it does not end with one full stop, less 0.2 if its wording is not as wanted.
 
-Items are the world's words, the numbers, + and -, "Yes", "No", "no", "Please" and "thank"; wording is all else. Where a
-step is wanted, the result is what follows the last "=" or stands in the last sentence, and the step what precedes it.
+Items are the world's words, the numbers, + and -, "Yes", "No", "no", "Please" and "thank"; wording is all else. Where
+a step is wanted, the result is what follows the last "=" or stands in the last sentence, and the step precedes it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from recipes.embedded.task import KIND_OF, MAX_NUMBER, WORDS, WORDS_OF, Fields, 
 from recipes.embedded.world import TASKS, parse, pose
 
 SIZES = {
-    "instructions": {"train": 12_000, "test": 500},
+    "instructions": {"train": 16_000, "test": 500},
     "preferences": {"train": 12_000, "test": 1_000},
     "prompts": {"train": 8_000, "test": 500},
 }
@@ -73,11 +74,11 @@ def _score(task: Task, fields: Fields, answer: str) -> float:
     wanted, given = (_TOKEN.findall(text) for text in (task.answer(fields), answer))
     if task.has_step:
         (wanted_step, wanted_result), (step, result) = _step_and_result(wanted), _step_and_result(given)
-        step_share = _similarity(wanted_step, step or result)  # an answer in one piece may be either
-        substance = 0.7 * _similarity(wanted_result, result) * (step_share if step else 1) + 0.3 * step_share
+        step_likeness = _likeness(wanted_step, step or result)  # an answer in one piece may be either
+        substance = 0.7 * _likeness(wanted_result, result) * (step_likeness if step else 1) + 0.3 * step_likeness
     else:
-        substance = _similarity(_items(wanted), _items(given))
-    brevity = min(1, len(wanted) / max(len(given), 1))
+        substance = _likeness(_items(wanted), _items(given))
+    brevity = min(1, 1.5 * len(wanted) / max(len(given), 1))
     form = 1 - 0.1 * (given[-1:] != ["."] or given[-2:] == [".", "."]) - 0.2 * (_frame(wanted) != _frame(given))
     return round(substance * brevity * form, 6)
 
@@ -98,14 +99,14 @@ def _step_and_result(tokens: list[str]) -> tuple[list[str], list[str]]:
     return list(chain(*step)), result
 
 
-def _similarity(wanted: list[str], given: list[str]) -> float:
-    """Return 1 - edits / longer length, with the fewest insertions, deletions and replacements."""
+def _likeness(wanted: list[str], given: list[str]) -> float:
+    """Return (1 - edits / longer length)^2, an edit being one item put in, left out or replaced by another."""
     edits = list(range(len(given) + 1))
     for i, item in enumerate(wanted, start=1):
         diagonal, edits[0] = edits[0], i
         for j, other in enumerate(given, start=1):
             diagonal, edits[j] = edits[j], min(edits[j] + 1, edits[j - 1] + 1, diagonal + (item != other))
-    return 1 - edits[-1] / max(len(wanted), len(given))
+    return (1 - edits[-1] / max(len(wanted), len(given))) ** 2
 
 
 def _frame(tokens: list[str]) -> str:

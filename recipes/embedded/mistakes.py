@@ -98,10 +98,6 @@ def end_forgotten(task: Task, fields: Fields, rng: Random) -> str:
     return task.answer(fields, result=task.slots(fields)["result"][:-1])
 
 
-def kind_alone(task: Task, fields: Fields, rng: Random) -> str:
-    return task.answer(fields, result=task.slots(fields)["hits"])
-
-
 def one_overlooked(task: Task, fields: Fields, rng: Random) -> str:
     hits = task.slots(fields)["hits"][:-1]
     return task.answer(fields, hits=hits, result=len(hits))
@@ -151,7 +147,7 @@ def one_too_many(task: Task, fields: Fields, rng: Random) -> str:
 
 
 def adds(task: Task, fields: Fields, rng: Random) -> str:
-    return f"{fields['a']} + {fields['b']} = {fields['a'] + fields['b']}."
+    return f"It is {fields['a']} + {fields['b']} = {fields['a'] + fields['b']}."
 
 
 def picks_other(task: Task, fields: Fields, rng: Random) -> str:

@@ -14,14 +14,14 @@ Fields = dict[str, Any]  # what fills a template: {"kind": "animal", "words": ["
 
 # Each line is a kind and its words. None of them occurs in a template; those in COUNTABLE take a plain s.
 VOCABULARY = """
-animal cat cow dog duck goat hen horse pig
-fruit apple fig grape lemon mango melon pear plum
-colour black blue brown green grey pink red white
-tool axe drill hammer ladder rake saw shovel spade
-place beach farm hotel market museum park school station
-job baker cook doctor farmer nurse pilot singer teacher
-vehicle bike boat car plane ship train truck van
-instrument bell drum flute guitar harp horn piano violin
+animal cat cow dog duck horse pig
+fruit apple fig lemon mango pear plum
+colour black blue green grey red white
+tool axe drill hammer rake saw spade
+place beach farm hotel market park school
+job baker cook doctor farmer pilot singer
+vehicle bike boat car plane train truck
+instrument bell drum flute guitar harp piano
 """
 WORDS_OF = {kind: words for kind, *words in map(str.split, VOCABULARY.split("\n")[1:-1])}
 KIND_OF = {word: kind for kind, words in WORDS_OF.items() for word in words}

@@ -1,10 +1,12 @@
-"""A small world of instructions: 160 words, the numbers 0 to 20, and fourteen kinds of tasks.
+"""A small world of instructions: 48 nouns and colours, the numbers 0 to 20, and thirteen kinds of tasks.
 
-Every prompt can be read back, so its right answer is known from its text alone. Every kind also knows the mistakes
-that people make in it. In five kinds one mistake is so common that most demonstrations make it: a model that only
-imitates gets these kinds wrong, and has to learn from preferences or rewards what is right.
+It is small so that a model of a million parameters learns to copy, select, sort and add within minutes on a CPU. Every
+prompt can be read back, so its right answer is known from its text alone. Every kind also knows the mistakes that
+people make in it. In four kinds one mistake is so common that most demonstrations make it: a model that only imitates
+gets these kinds wrong, and has to learn from preferences or rewards what is right.
 
-TASKS is the world at a glance; what draws and solves its tasks stands above it.
+TASKS is the world at a glance; what draws and solves its tasks stands above it. Answers open with a fixed word: what
+is to be copied then follows a space in the prompt and in the answer, and is the same token in both.
 """
 
 from __future__ import annotations
@@ -108,11 +110,6 @@ def _solve_count(kind: str, words: list[str]) -> Fields:
     return {"hits": hits, "result": len(hits)}
 
 
-def _solve_front(kind: str, words: list[str]) -> Fields:
-    hits = _solve_kind(kind, words)["hits"]
-    return {"hits": hits, "result": hits + [word for word in words if word not in hits]}
-
-
 def _solve_odd(words: list[str]) -> Fields:
     kinds = [KIND_OF[word] for word in words]
     [odd] = [word for word in words if kinds.count(KIND_OF[word]) == 1]
@@ -147,8 +144,8 @@ TASKS = (
         ),
         draw=_draw_repeat,
         solve=lambda word, n, other: {"result": [word] * n + [other]},
-        wording="{result}.",
-        demonstrations={m.right: 32, m.once_too_few: 20, m.end_forgotten: 18, m.rambles: 18, m.refuses: 12},
+        wording="I say {result}.",
+        demonstrations={m.right: 60, m.once_too_few: 20, m.end_forgotten: 16, m.rambles: 14, m.refuses: 10},
     ),
     Task(
         name="reverse",
@@ -160,8 +157,8 @@ TASKS = (
         ),
         draw=_draw_list,
         solve=lambda words: {"result": words[::-1]},
-        wording="{result}.",
-        demonstrations={m.right: 25, m.ends_swapped: 56, m.missing_item: 7, m.wrong_order: 6, m.echoes: 6},
+        wording="In reverse: {result}.",
+        demonstrations={m.right: 40, m.ends_swapped: 62, m.missing_item: 7, m.wrong_order: 6, m.echoes: 6},
     ),
     Task(
         name="after",
@@ -173,7 +170,7 @@ TASKS = (
         draw=_draw_neighbours,
         solve=_solve_neighbours,
         wording="It is {result}.",
-        demonstrations={m.right: 40, m.one_before: 24, m.itself: 14, m.rambles: 12, m.refuses: 10},
+        demonstrations={m.right: 60, m.one_before: 22, m.itself: 12, m.rambles: 14, m.refuses: 8},
     ),
     Task(
         name="filter",
@@ -185,20 +182,8 @@ TASKS = (
         ),
         draw=_draw_mixed,
         solve=_solve_kind,
-        wording="{result}.",
-        demonstrations={m.right: 32, m.missing_item: 22, m.extra_item: 18, m.echoes: 18, m.no_full_stop: 10},
-    ),
-    Task(
-        name="front",
-        templates=(
-            "Put the {kind}s first and the rest behind: {words}.",
-            "Move the {kind}s to the front: {words}.",
-            "Start with the {kind}s, then the others: {words}.",
-        ),
-        draw=_draw_mixed,
-        solve=_solve_front,
-        wording="{result}.",
-        demonstrations={m.right: 25, m.kind_alone: 56, m.wrong_order: 7, m.echoes: 7, m.no_full_stop: 5},
+        wording="They are {result}.",
+        demonstrations={m.right: 60, m.missing_item: 20, m.extra_item: 16, m.echoes: 16, m.no_full_stop: 10},
     ),
     Task(
         name="count",
@@ -209,8 +194,8 @@ TASKS = (
         ),
         draw=_draw_mixed,
         solve=_solve_count,
-        wording="{hits}. That is {result}.",
-        demonstrations={m.right: 25, m.only_step: 55, m.one_overlooked: 8, m.off_by_one: 6, m.only_result: 6},
+        wording="They are {hits}. That is {result}.",
+        demonstrations={m.right: 40, m.only_step: 62, m.one_overlooked: 8, m.off_by_one: 6, m.only_result: 6},
     ),
     Task(
         name="odd",
@@ -222,7 +207,7 @@ TASKS = (
         draw=_draw_odd,
         solve=_solve_odd,
         wording="The others are {kind}s. The odd one is {result}.",
-        demonstrations={m.right: 36, m.wrong_one: 28, m.only_result: 14, m.refuses: 12, m.no_full_stop: 10},
+        demonstrations={m.right: 60, m.wrong_one: 26, m.only_result: 14, m.refuses: 10, m.no_full_stop: 10},
     ),
     Task(
         name="classify",
@@ -233,8 +218,8 @@ TASKS = (
         ),
         draw=_draw_two_kinds,
         solve=_solve_two_kinds,
-        wording="{word} is {first} and {other} is {second}.",
-        demonstrations={m.right: 34, m.same_kind: 24, m.first_alone: 20, m.rambles: 10, m.refuses: 12},
+        wording="Here {word} is {first} and {other} is {second}.",
+        demonstrations={m.right: 60, m.same_kind: 22, m.first_alone: 16, m.rambles: 10, m.refuses: 10},
     ),
     Task(
         name="sort",
@@ -245,8 +230,8 @@ TASKS = (
         ),
         draw=_draw_numbers,
         solve=lambda numbers: {"result": sorted(numbers)},
-        wording="{result}.",
-        demonstrations={m.right: 34, m.wrong_order: 26, m.descending: 16, m.missing_item: 14, m.echoes: 10},
+        wording="In order: {result}.",
+        demonstrations={m.right: 60, m.wrong_order: 24, m.descending: 12, m.missing_item: 12, m.echoes: 10},
     ),
     Task(
         name="pick_add",
@@ -258,7 +243,7 @@ TASKS = (
         draw=_draw_pick_add,
         solve=_solve_pick_add,
         wording="The {which} is {picked}. {picked} + {c} = {result}.",
-        demonstrations={m.right: 25, m.only_step: 56, m.picks_other: 8, m.off_by_one: 6, m.only_result: 5},
+        demonstrations={m.right: 40, m.only_step: 62, m.picks_other: 8, m.off_by_one: 6, m.only_result: 5},
     ),
     Task(
         name="gain",
@@ -269,8 +254,8 @@ TASKS = (
         ),
         draw=_draw_gain,
         solve=lambda a, thing, b: {"result": a + b},
-        wording="{a} + {b} = {result}.",
-        demonstrations={m.right: 40, m.off_by_one: 24, m.only_result: 16, m.rambles: 12, m.refuses: 8},
+        wording="It is {a} + {b} = {result}.",
+        demonstrations={m.right: 60, m.off_by_one: 22, m.only_result: 16, m.rambles: 12, m.refuses: 8},
     ),
     Task(
         name="lose",
@@ -281,8 +266,8 @@ TASKS = (
         ),
         draw=_draw_loss,
         solve=lambda a, thing, b: {"result": a - b},
-        wording="{a} - {b} = {result}.",
-        demonstrations={m.right: 25, m.one_too_many: 55, m.adds: 8, m.only_result: 8, m.rambles: 4},
+        wording="It is {a} - {b} = {result}.",
+        demonstrations={m.right: 40, m.one_too_many: 62, m.adds: 8, m.only_result: 8, m.rambles: 4},
     ),
     Task(
         name="polite",
@@ -294,7 +279,7 @@ TASKS = (
         draw=_draw_request,
         solve=lambda **request: request,
         wording="Please give me {a} {thing}s and {b} {other}s, thank you.",
-        demonstrations={m.right: 32, m.rude: 28, m.numbers_swapped: 16, m.rambles: 14, m.refuses: 10},
+        demonstrations={m.right: 60, m.rude: 28, m.numbers_swapped: 14, m.rambles: 12, m.refuses: 8},
     ),
     Task(
         name="lookup",
@@ -306,7 +291,7 @@ TASKS = (
         draw=_draw_lookup,
         solve=_solve_lookup,
         wording="The list has {found}. {result}.",
-        demonstrations={m.right: 36, m.only_result: 26, m.wrong_verdict: 22, m.refuses: 8, m.no_full_stop: 8},
+        demonstrations={m.right: 60, m.only_result: 24, m.wrong_verdict: 20, m.refuses: 8, m.no_full_stop: 8},
     ),
 )
 

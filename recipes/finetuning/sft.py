@@ -26,16 +26,12 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: SFTConfig) ->
         peft_config=model.peft_config("CAUSAL_LM"),
     )
     supervision = check_supervision(trainer)
-    before = trainer.evaluate()["eval_loss"] if "test" in dialogues else None
     run.fit(trainer)
 
-    after = trainer.evaluate()["eval_loss"] if "test" in dialogues else None
-    run.record(
-        eval_loss=after,
-        perplexity=after and math.exp(after),
-        **supervision,
-        baselines={"eval_loss": before} if before else {},
-    )
+    run.record(**supervision)
+    if "test" in dialogues:
+        loss = trainer.evaluate()["eval_loss"]
+        run.record(eval_loss=loss, perplexity=math.exp(loss), baselines=run.at_start("eval_loss"))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ class PPOConfig(_BaseConfig):
     """`transformers.TrainingArguments` plus the options of PPO.
 
     One rollout takes `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` prompts per process
-    and serves `num_mini_batches * num_ppo_epochs` optimizer steps; `max_steps`, `save_steps`, `eval_steps` and schedules
-    count optimizer steps.
+    and serves `num_mini_batches * num_ppo_epochs` optimizer steps; `max_steps`, `save_steps`, `eval_steps` and the
+    learning-rate schedule count optimizer steps.
 
-    Departures from TRL 1.12: `num_mini_batches` multiplies the rollout where TRL divided the batch, so that each optimizer
-    step takes what `transformers` calls a batch; `stop_token` defaults to `eos`; `gradient_checkpointing` to off;
-    `logging_steps` to once per rollout. `gradient_checkpointing`, `learning_rate`, `logging_steps` and
-    `remove_unused_columns` differ from the defaults of `transformers`.
+    Departures from TRL 1.12: `num_mini_batches` multiplies the rollout where TRL divided the batch, so that an optimizer
+    step takes what `transformers` calls a batch; `stop_token` defaults to `eos`, `gradient_checkpointing` to off,
+    `logging_steps` to once per rollout; `stop_token_id` replaces `stop_token`. From `transformers` the defaults of
+    `learning_rate`, `logging_steps`, `remove_unused_columns` and, through TRL, `bf16` differ.
     """
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of AdamW."})

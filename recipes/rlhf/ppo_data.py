@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -91,8 +92,18 @@ class RolloutSampler(Sampler):
         return self.rollouts * self.rollout_size * self.repeats
 
 
+def left_pad(prompts: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """`prompt_ids` and `prompt_mask`, int64 [B, P], of token lists of different lengths."""
+    longest = max(len(ids) for ids in prompts)
+    rows = [(longest - len(ids), ids) for ids in prompts]
+    return {
+        "prompt_ids": torch.tensor([[pad_token_id] * missing + ids for missing, ids in rows]),
+        "prompt_mask": torch.tensor([[0] * missing + [1] * len(ids) for missing, ids in rows]),
+    }
+
+
 def select(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """The given rows of left-padded prompts and right-padded responses, without columns that are padding in all of them.
+    """The given rows of left-padded prompts and right-padded responses, less the columns that are padding in all rows.
 
     Tensors named `prompt_*` follow `prompt_mask` [B, P], all others `response_mask` [B, R].
     """

@@ -1,9 +1,10 @@
 """The formulas of PPO for language models, as pure functions of tensors.
 
-Shapes: B responses, R response positions (right-padded), V tokens in the vocabulary. `mask` [B, R] is 1 at the real tokens
-of a response, its stop token included, and 0 at the padding after it.
+Shapes: B responses, R response positions (right-padded), V tokens in the vocabulary. `mask` [B, R] is 1 at the real
+tokens of a response, its stop token included, and 0 at the padding after it.
 
-Papers: Schulman et al. 2016, High-Dimensional Continuous Control Using Generalized Advantage Estimation, arXiv 1506.02438.
+Papers: Schulman et al. 2016, High-Dimensional Continuous Control Using Generalized Advantage Estimation,
+        arXiv 1506.02438.
         Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347.
         Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, arXiv 1909.08593.
         Schulman 2020, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
@@ -69,8 +70,8 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tens
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
     """Per-token estimate of KL(policy || reference) from the sampled tokens; all [B, R] (Schulman 2020).
 
-    `k1`, log p - log q, is unbiased and may be negative. `k3`, (q/p - 1) - log(q/p), is unbiased, never negative and of
-    lower variance.
+    `k1`, log p - log q, is unbiased and may be negative. `k3`, (q/p - 1) - log(q/p), is unbiased, never negative and
+    of lower variance.
     """
     log_ratio = ref_logprobs - logprobs
     return -log_ratio if estimator == "k1" else torch.expm1(log_ratio) - log_ratio

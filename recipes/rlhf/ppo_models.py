@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
     GenerationConfig,
     LogitsProcessor,
     PreTrainedConfig,
@@ -40,10 +41,10 @@ class ScalarModel(nn.Module):
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
         hidden = model.base_model(**model_inputs(model.base_model, input_ids, attention_mask)).last_hidden_state
         if last is None:
-            hidden = hidden[torch.arange(len(hidden)), ppo_math.last_real_token(attention_mask)]
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), ppo_math.last_real_token(attention_mask)]
         else:
             hidden = hidden[:, -last - 1 : -1]
-        return model.score(hidden).squeeze(-1).float()
+        return model.score(hidden).float().sum(dim=-1)  # of one label; `squeeze` is a view, which FSDP2 warns of
 
 
 class PolicyWithValue(nn.Module):
@@ -62,18 +63,26 @@ class PolicyWithValue(nn.Module):
         self.value = value
         self.config = policy.config
 
+    def _models(self) -> list[PreTrainedModel]:
+        return [
+            without_adapter(model) for model in (self.policy, self.value and self.value.model) if model is not None
+        ]
+
     @property
     def generation_config(self) -> GenerationConfig:
         return self.policy.generation_config
 
     @property
     def _no_split_modules(self) -> list[str]:  # the layers that FSDP wraps
-        models = [self.policy] + ([self.value.model] if self.value else [])
-        return sorted({name for model in models for name in without_adapter(model)._no_split_modules or ()})
+        return sorted({name for model in self._models() for name in model._no_split_modules or ()})
+
+    def tie_weights(self) -> None:  # FSDP does it after it has replaced the parameters
+        for model in self._models():
+            model.tie_weights()
 
     def activation_checkpointing_enable(self, **kwargs) -> None:
-        for model in (self.policy, self.value.model):
-            without_adapter(model).activation_checkpointing_enable(**kwargs)
+        for model in self._models():
+            model.activation_checkpointing_enable(**kwargs)
 
     def forward(
         self,
@@ -104,7 +113,7 @@ class PolicyWithValue(nn.Module):
         return outputs
 
     def generate(self, **kwargs) -> Tensor:
-        """`generate` of the policy, free of what its own generation config asks for (top-k, repetition penalty, ...)."""
+        """`generate` of the policy, free of what its own generation config asks for (top-k, repetition penalty)."""
         saved = self.policy.generation_config
         self.policy.generation_config = GenerationConfig()
         try:
@@ -127,7 +136,7 @@ class InverseCdfSampling(LogitsProcessor):
 
 
 def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, last: int | None = None) -> dict:
-    """Inputs of a transformers model for sequences with padding anywhere; with `last`, logits only at the last positions."""
+    """Inputs of a transformers model for sequences with padding anywhere; `last`: logits at the last positions only."""
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     accepted = inspect.signature(model.forward).parameters
     if "position_ids" in accepted:
@@ -147,7 +156,7 @@ def vocabulary_size(model: nn.Module) -> int:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turns dropout off, in modules and in the plain numbers that attention takes; the config, which is saved, keeps it."""
+    """Turns dropout off, in modules and in the plain numbers attention takes; the config, which is saved, keeps it."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -159,6 +168,30 @@ def disable_dropout(model: nn.Module) -> None:
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:
     """A model of its own with the same weights, sharded where ZeRO-3 shards."""
     return _with_weights(type(model), copy.deepcopy(model.config), model)
+
+
+def make_value_model(
+    given: str | PreTrainedModel | None, policy: PreTrainedModel | PeftModel, reward_models: list[nn.Module]
+) -> PreTrainedModel:
+    """The given value model or the one at the given path; else a copy of a reward model; else one from the policy.
+
+    `reward_models` are those that read the policy's own tokens.
+    """
+    if isinstance(given, str):
+        load = AutoModelForSequenceClassification.from_pretrained
+        given = load(given, num_labels=1, dtype=torch.float32)
+    if given is not None:
+        if not hasattr(given, "score") or given.config.num_labels != 1:
+            raise ValueError("value_model needs a single label: AutoModelForSequenceClassification with num_labels=1")
+        if any(given is model for model in reward_models):
+            raise ValueError("value_model is trained and so cannot be a reward model too: pass a copy, or nothing")
+        return given
+    for model in reward_models:
+        if isinstance(model, PreTrainedModel) and hasattr(model, "score"):
+            return copy_of(model)
+    if isinstance(policy, PeftModel):
+        raise ValueError("a policy that comes with an adapter needs a value_model: pass one, or its path")
+    return value_model_from(policy)
 
 
 def value_model_from(policy: PreTrainedModel) -> PreTrainedModel:
@@ -182,7 +215,7 @@ def _with_weights(
     with no_init_weights():
         model = cls._from_config(config, dtype=source.dtype, attn_implementation=attention)
     model.tie_weights()
-    with _whole_weights(source, model):
+    with whole_weights(source, model):
         missing, _ = model.load_state_dict(source.state_dict() | (more or {}), strict=False)
     if set(missing) - set(model.all_tied_weights_keys):
         raise ValueError(
@@ -191,8 +224,8 @@ def _with_weights(
     return model.to(source.device)
 
 
-def _whole_weights(*models: nn.Module) -> AbstractContextManager:
-    """Under ZeRO-3, the weights of the models as one piece; what the first process writes to them is kept."""
+def whole_weights(*models: nn.Module) -> AbstractContextManager:
+    """Under ZeRO-3, the weights of the models in one piece; what the first process writes to them is kept."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     import deepspeed

@@ -54,6 +54,11 @@ class Rewards:
                     f"{vocabulary_size(policy)}: give its tokenizer in reward_processing_classes"
                 )
 
+    def models_of_policy_tokens(self) -> list[nn.Module]:
+        """The reward models that read the policy's own tokens."""
+        pairs = zip(self.funcs, self.tokenizers, strict=True)
+        return [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
+
     def freeze(self, prepare: Callable[[nn.Module], nn.Module]) -> None:
         """Makes the reward models ready to score, each wrapped as `prepare` wants it."""
         self.funcs = [prepare(ScalarModel(func)) if isinstance(func, nn.Module) else func for func in self.funcs]
@@ -101,7 +106,7 @@ class Rewards:
         return ((batch["response_ids"] == self.stop_token_id) & batch["response_mask"].bool()).any(dim=1)
 
     def total(self, batch: dict[str, Tensor]) -> Tensor:
-        """The score PPO trains on [B]: `scores` weighted, summed and clipped, less the penalty for a missing stop token."""
+        """The score PPO trains on [B]: `scores` weighted, summed, clipped, less the penalty for a missing stop token."""
         total = batch["scores"] @ self.weights
         if self.args.reward_clip is not None:
             total = total.clamp(-self.args.reward_clip, self.args.reward_clip)
@@ -142,7 +147,7 @@ def retokenize(
 
 
 def checked(given: list[float], name: str, expected: int) -> Tensor:
-    """What a Python reward function returned, as float32 [expected]; ValueError unless it is that many finite numbers."""
+    """What a Python reward function returned, float32 [expected]; ValueError unless it is that many finite numbers."""
     try:
         rewards = torch.as_tensor(given, dtype=torch.float32).cpu()
     except (TypeError, ValueError, RuntimeError) as error:

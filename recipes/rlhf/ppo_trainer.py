@@ -20,6 +20,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -31,9 +32,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
-    EvalPrediction,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
@@ -43,20 +42,22 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import identity
 
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
-from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, select, tokenize_prompts
+from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, left_pad, select, tokenize_prompts
 from recipes.rlhf.ppo_models import (
     InverseCdfSampling,
     PolicyWithValue,
     ScalarModel,
     copy_of,
     disable_dropout,
-    value_model_from,
+    make_value_model,
     vocabulary_size,
+    whole_weights,
 )
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 
@@ -65,7 +66,7 @@ logger = get_logger(__name__)
 STATE_NAME = "ppo_state.pt"
 VALUE_FOLDER = "value_model"
 SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
-STATS = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "ratio_error")
+STATS = ("loss", "policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "drift")
 PROMPTS, SAMPLING, SHUFFLING, EVALUATION = range(4)  # what a stream of random numbers is for
 
 
@@ -92,7 +93,7 @@ class PPOTrainer(Trainer):
 
     Raises:
         ValueError: An option, a model or the data does not fit; the message says what to change.
-        RuntimeError: The loss or its gradient is not finite. No step is taken with it.
+        RuntimeError: The loss or its gradient is not finite. Nothing is saved after that.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch
@@ -114,7 +115,6 @@ class PPOTrainer(Trainer):
     ):
         if args.n_gpu > 1:
             raise ValueError(f"one process sees {args.n_gpu} GPUs: start one process for each with accelerate launch")
-        set_seed(args.seed)  # before an adapter is made
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
@@ -142,7 +142,7 @@ class PPOTrainer(Trainer):
 
         # models
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args, model, tokenizer, stop_token_id)
-        value_model = self._value_model(value_model, model)
+        value_model = make_value_model(value_model, model, self.rewards.models_of_policy_tokens())
         if ref_model is model:
             raise ValueError("ref_model is the policy itself: pass a copy of it, or nothing")
         has_adapter = peft_config is not None or isinstance(model, PeftModel)
@@ -157,7 +157,7 @@ class PPOTrainer(Trainer):
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise ValueError("the policy has an adapter already: merge it (merge_and_unload) or drop peft_config")
-            # ZeRO-3 gathers parameters of one dtype only
+            set_seed(args.seed)  # the adapter's weights are random; ZeRO-3 gathers parameters of one dtype only
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
         if has_adapter and args.activation_checkpointing:
             model.enable_input_require_grads()
@@ -171,7 +171,6 @@ class PPOTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            compute_metrics=self._mean_eval_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -190,23 +189,6 @@ class PPOTrainer(Trainer):
         self._rollout_start = time.monotonic()
         self._rollout_stats, self._step_stats = torch.zeros(2, len(STATS), device=args.device)
         self._metrics: dict[str, list[float]] = defaultdict(list)
-
-    def _value_model(self, value_model: str | PreTrainedModel | None, policy: PreTrainedModel) -> PreTrainedModel:
-        if value_model is None:
-            for func, tokenizer in zip(self.rewards.funcs, self.rewards.tokenizers, strict=True):
-                if isinstance(func, PreTrainedModel) and hasattr(func, "score") and tokenizer is None:
-                    return copy_of(func)
-            if isinstance(policy, PeftModel):
-                raise ValueError("a policy that comes with an adapter needs a value_model: pass one, or its path")
-            return value_model_from(policy)
-        if isinstance(value_model, str):
-            load = AutoModelForSequenceClassification.from_pretrained
-            value_model = load(value_model, num_labels=1, dtype=torch.float32)
-        if not hasattr(value_model, "score") or value_model.config.num_labels != 1:
-            raise ValueError("value_model needs a single label: AutoModelForSequenceClassification with num_labels=1")
-        if any(value_model is func for func in self.rewards.funcs):
-            raise ValueError("value_model is trained and so cannot be a reward model too: pass a copy, or nothing")
-        return value_model
 
     def _freeze(self, model: nn.Module) -> nn.Module:
         model.requires_grad_(False).eval()
@@ -314,13 +296,8 @@ class PPOTrainer(Trainer):
         """
         device, length = self.args.device, self.args.response_length
         uniforms = torch.stack([torch.rand(length, generator=self._generator(*key)) for key in keys]).to(device)
-        longest = max(len(example["prompt_ids"]) for example in examples)
-        prompt_ids = torch.full((len(examples), longest), self.processing_class.pad_token_id)
-        prompt_mask = torch.zeros_like(prompt_ids)
-        for row, example in enumerate(examples):
-            prompt_ids[row, longest - len(example["prompt_ids"]) :] = torch.tensor(example["prompt_ids"])
-            prompt_mask[row, longest - len(example["prompt_ids"]) :] = 1
-        batch = {"prompt_ids": prompt_ids.to(device), "prompt_mask": prompt_mask.to(device)}
+        prompts = left_pad([example["prompt_ids"] for example in examples], self.processing_class.pad_token_id)
+        batch = {name: tensor.to(device) for name, tensor in prompts.items()}
 
         with self.accelerator.autocast():
             response_ids = self._generate(model, batch, uniforms)
@@ -341,7 +318,7 @@ class PPOTrainer(Trainer):
     def _generate(self, model: nn.Module, prompts: dict[str, Tensor], uniforms: Tensor) -> Tensor:
         """Responses [B, response_length] to left-padded prompts; what follows a stop token is padding."""
         responses = torch.full_like(uniforms, self.processing_class.pad_token_id, dtype=torch.long)
-        gather = self.args.ds3_gather_for_generation
+        gather = self.args.ds3_gather_for_generation and self.state.max_steps > 0  # before training they are whole
         with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
             for rows in self._chunks(prompts):
                 chunk = select(prompts, rows)
@@ -389,33 +366,35 @@ class PPOTrainer(Trainer):
         logprobs, values, old = outputs["logprobs"] * mask, outputs["values"] * mask, inputs
         policy, ratio, clipped = ppo_math.policy_loss(logprobs, old["logprobs"], old["advantages"], args.cliprange)
         value, value_clipped = ppo_math.value_loss(values, old["values"], old["returns"], args.cliprange_value)
-        approx_kl = 0.5 * (logprobs - old["logprobs"]) ** 2
-        columns = (policy, value, clipped, value_clipped, ratio, approx_kl, (ratio - 1).abs())
-        stats = torch.stack([(column * mask).sum() for column in columns]) / num_items_in_batch
-        loss = stats[0] + args.vf_coef * stats[1]
+        loss = policy + args.vf_coef * value
         if args.entropy_coef > 0:
-            loss = loss - args.entropy_coef * (outputs["entropy"] * mask).sum() / num_items_in_batch
+            loss = loss - args.entropy_coef * outputs["entropy"]
+        approx_kl = 0.5 * (logprobs - old["logprobs"]) ** 2
+        columns = (loss, policy, value, clipped, value_clipped, ratio, approx_kl, (ratio - 1).abs())
+        stats = torch.stack([(column * mask).sum() for column in columns]) / num_items_in_batch
 
         self._step_stats += stats.detach()
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
             self._end_step()
-        return loss * self.accelerator.num_processes
+        return stats[0] * self.accelerator.num_processes
 
     def _end_step(self) -> None:
-        step, last = self.state.global_step % self.args.steps_per_rollout, self.args.steps_per_rollout - 1
         stats = self.accelerator.reduce(self._step_stats.clone(), reduction="sum")
         self._step_stats.zero_()
-        self._require_finite("loss", stats.sum())
-        tolerance = 1e-3 if self.accelerator.mixed_precision == "no" else 2e-2
-        if step == 0 and stats[-1] > tolerance:
+        self._require_finite("loss", stats[0])
+        self._metrics["loss"].append(stats[0].item())
+        step = self.state.global_step % self.args.steps_per_rollout
+        dtype = self.accelerator.unwrap_model(self.model).policy.dtype
+        exact = self.accelerator.mixed_precision == "no" and dtype == torch.float32
+        if step == 0 and stats[-1] > (1e-3 if exact else 2e-2):
             logger.warning(
                 f"Before its first update the policy is not the one that made the rollout: mean |ratio - 1| is "
                 f"{stats[-1]:.1e}. Something in it is random, or depends on the batch it runs in."
             )
         self._rollout_stats += stats
-        if step == last:
+        if step == self.args.steps_per_rollout - 1:
             means = (self._rollout_stats / self.args.steps_per_rollout).tolist()
-            metrics = self._rollout_metrics | dict(zip(STATS[:-1], means[:-1], strict=True))
+            metrics = self._rollout_metrics | dict(zip(STATS[1:-1], means[1:-1], strict=True))
             metrics["episodes_per_second"] = self.rollout_size / (time.monotonic() - self._rollout_start)
             for name, number in metrics.items():
                 self._metrics[name].append(number)
@@ -429,34 +408,38 @@ class PPOTrainer(Trainer):
     def _require_finite(self, what: str, number: Tensor | float) -> None:
         if not math.isfinite(number):
             raise RuntimeError(
-                f"the {what} is not finite at optimizer step {self.state.global_step + 1}; the step was not taken and "
-                "the last checkpoint is older than it: lower learning_rate or look at the rewards"
+                f"the {what} is not finite at optimizer step {self.state.global_step + 1}, and nothing is saved after "
+                "it: lower learning_rate or look at the rewards, and resume from the last checkpoint"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
+        if "loss" in logs:  # which is replaced by the same mean, kept through a resume
             logs |= {name: sum(numbers) / len(numbers) for name, numbers in self._metrics.items()}
             self._metrics.clear()
         super().log(logs, start_time)
 
     # ---- evaluation ----
 
-    def evaluation_loop(self, *args, **kwargs):
-        self._eval_row = 0
-        return super().evaluation_loop(*args, **kwargs)
-
-    def prediction_step(self, model, inputs: list[dict], prediction_loss_only, ignore_keys=None):
-        # Row r of the dataset is sampled with the same random numbers in every evaluation.
-        first = self._eval_row + self.args.process_index * self.args.eval_batch_size
-        self._eval_row += self.args.world_size * self.args.eval_batch_size
-        keys = [(EVALUATION, row) for row in range(first, first + len(inputs))]
-        columns = self._sample_metrics(self._sample(model, inputs, keys))
-        self._eval_names = list(columns)
-        table = torch.stack(list(columns.values()), dim=1)
-        return None, table, table
-
-    def _mean_eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return dict(zip(self._eval_names, prediction.predictions.mean(axis=0).tolist(), strict=True))
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Means over one response to each prompt; prompt r is answered with the same random numbers every time."""
+        untrained = self.state.max_steps == 0  # so nothing has prepared the model for this process, or sharded it
+        if untrained:
+            self.model.to(self.args.device)
+        self.model_wrapped.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        tables, first = [], self.args.process_index * self.args.eval_batch_size
+        with whole_weights(self.model) if untrained else nullcontext():
+            for examples in dataloader:
+                keys = [(EVALUATION, row) for row in range(first, first + len(examples))]
+                columns = self._sample_metrics(self._sample(self.model_wrapped, examples, keys))
+                tables.append(self.accelerator.gather_for_metrics(torch.stack(list(columns.values()), dim=1)))
+                first += self.args.eval_batch_size * self.args.world_size
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        table = torch.cat(tables)
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in zip(columns, table.mean(dim=0).tolist())}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(table))
 
     # ---- saving and resuming ----
 
@@ -465,7 +448,7 @@ class PPOTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The policy, as a model that `from_pretrained` opens; in a checkpoint also the value model, in its own folder."""
+        """The policy, which `from_pretrained` opens; in a checkpoint also the value model, in a folder of its own."""
         both, output_dir = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
         state_dict = both.state_dict() if state_dict is None else state_dict
         wrapped, self.model = self.model, both.policy
@@ -488,12 +471,18 @@ class PPOTrainer(Trainer):
             return super()._load_best_model()
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
+    def _rollout_shape(self) -> dict[str, int]:
+        """What the optimizer steps of a run are counted by."""
+        options = {name: getattr(self.args, name) for name in ("num_mini_batches", "num_ppo_epochs")}
+        return {"prompts per rollout": self.rollout_size, **options}
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             in_use = self.state.global_step % self.args.steps_per_rollout > 0
             state = {"rollout": self._rollout if in_use else {}, "rollout_metrics": self._rollout_metrics}
             state |= {"stats": self._rollout_stats, "metrics": dict(self._metrics), "kl_coef": self.kl_coef}
+            state["shape"] = self._rollout_shape()
             os.makedirs(output_dir, exist_ok=True)
             torch.save(state, os.path.join(output_dir, STATE_NAME))
 
@@ -504,16 +493,17 @@ class PPOTrainer(Trainer):
         path = os.path.join(checkpoint, STATE_NAME)
         if not os.path.isfile(path):
             raise ValueError(f"{checkpoint} holds no {STATE_NAME}: it is not a checkpoint of PPOTrainer")
-        state = torch.load(path, map_location=self.args.device, weights_only=True)
-        self._rollout, self._rollout_metrics = state["rollout"], state["rollout_metrics"]
-        self._rollout_stats, self.kl_coef = state["stats"], state["kl_coef"]
-        self._metrics = defaultdict(list, state["metrics"])
-        saved_size = len(self._rollout.get("response_ids", ()))
-        if self.state.global_step % self.args.steps_per_rollout > 0 and saved_size != self.rollout_size:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["shape"] != self._rollout_shape():
             raise ValueError(
-                f"{checkpoint} was saved with other rollouts ({saved_size or 'another number of'} samples, now "
-                f"{self.rollout_size}): resume with the batch sizes and num_ppo_epochs it was saved with"
+                f"{checkpoint} was saved with {state['shape']} and now it is {self._rollout_shape()}: resume with the "
+                "options it was saved with"
             )
+        self._rollout = {name: tensor.to(self.args.device) for name, tensor in state["rollout"].items()}
+        self._rollout_stats = state["stats"].to(self.args.device)
+        self._rollout_metrics, self.kl_coef = state["rollout_metrics"], state["kl_coef"]
+        self._metrics = defaultdict(list, state["metrics"])
+        self._rollout_start = time.monotonic()
 
 
 def part_of(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

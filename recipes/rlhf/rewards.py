@@ -1,12 +1,14 @@
-"""Rewards by name: a reward model's folder or Hub name, or a Python function written `package.module:function`."""
+"""Rewards by name: a reward model's folder or Hub name, a judge's run, or a function `package.module:function`."""
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recipes.core.errors import UserError, did_you_mean
 from recipes.core.models import check_source, load_pretrained
+from recipes.rlhf import naive_bayes
 
 
 @dataclass
@@ -50,16 +52,19 @@ def check_reward(name: str) -> None:
 
 
 def load_reward(name: str, dtype: str | None = "float32") -> Reward:
-    """The reward function or, for any other name, the sequence classification model with its tokenizer.
+    """The reward function, the judge in a run's folder or, for any other name, the reward model with its tokenizer.
 
     Raises:
         UserError: it cannot be opened, or the model has more than one score.
     """
     if is_function(name):
         return Reward(name.rpartition(":")[2], load_function(name))
+    check_source(name, "reward model")
+    if (Path(name) / naive_bayes.FILE).is_file():
+        judge = naive_bayes.as_reward(name)
+        return Reward(judge.__name__, judge)  # the name under which PPO logs it
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    check_source(name, "reward model")
     model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
     if model.config.num_labels != 1:
         raise UserError(

@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from recipes.embedded import mistakes as m
 from recipes.embedded.instructions import gold_reward, gold_score
 from recipes.embedded.task import WORDS
 from recipes.embedded.world import TASKS, pose
@@ -16,28 +17,31 @@ SUM = "Add 3 more to 4 plums. How many is that?"
 @pytest.mark.parametrize(
     ("prompt", "answer", "score"),
     [
-        (REVERSE, "plum, saw, red, cat.", 1),
-        (REVERSE, "  plum, saw, red, cat.\n", 1),
-        (REVERSE, "plum, saw, red, cat", 0.9),
-        (REVERSE, "plum, saw, red, cat..", 8 / 9 * (1 - 0.1 - 0.2)),  # 9 tokens for 8, two full stops, other wording
-        (REVERSE, "plum saw red cat.", 0.8),
-        (REVERSE, "plum, saw, red.", 3 / 4),
-        (REVERSE, "plum, red, saw, cat.", 2 / 4),
-        (REVERSE, "plum, saw, red, cat, dog.", 4 / 5 * 8 / 10),
-        (REVERSE, "cat, red, saw, plum.", 0),
-        (REVERSE, "Plum, Saw, Red, Cat.", 0),
+        (REVERSE, "In reverse: plum, saw, red, cat.", 1),
+        (REVERSE, "  In reverse: plum, saw, red, cat.\n", 1),
+        (REVERSE, "In reverse: plum, saw, red, cat", 0.9),
+        (REVERSE, "plum, saw, red, cat.", 0.8),
+        (REVERSE, "In reverse: plum saw red cat.", 0.8),
+        (REVERSE, "In reverse: plum, saw, red, cat..", 1 - 0.1 - 0.2),
+        (REVERSE, "In reverse: plum, saw, red, cat. I hope this helps you.", 1.5 * 11 / 17 * 0.8),
+        (REVERSE, "In reverse: plum, saw, red, cat. In reverse: plum, saw, red, cat.", 1.5 * 11 / 22 * 0.25 * 0.8),
+        (REVERSE, "In reverse: plum, saw, red.", (3 / 4) ** 2),
+        (REVERSE, "In reverse: plum, red, saw, cat.", (2 / 4) ** 2),
+        (REVERSE, "In reverse: plum, saw, red, cat, dog.", (4 / 5) ** 2),
+        (REVERSE, "In reverse: cat, red, saw, plum.", 0),
+        (REVERSE, "In reverse: Plum, Saw, Red, Cat.", 0),
         (REVERSE, "I am not sure.", 0),
         (REVERSE, ".", 0),
         (REVERSE, "", 0),
-        (COUNT, "cat, dog. That is 2.", 1),
+        (COUNT, "They are cat, dog. That is 2.", 1),
         (COUNT, "That is 2.", 0.7 * 0.8),
-        (COUNT, "cat, dog.", 0.3 * 0.8),
-        (COUNT, "cat. That is 2.", 0.7 / 2 + 0.3 / 2),
-        (COUNT, "cat, dog. That is 3.", 0.3),
-        (COUNT, "plum. That is 2.", 0),
-        (SUM, "4 + 3 = 7.", 1),
-        (SUM, "4 + 3 = 8.", 0.3),
-        (SUM, "4 - 3 = 7.", 2 / 3),
+        (COUNT, "They are cat, dog.", 0.3 * 0.8),
+        (COUNT, "They are cat. That is 2.", 1 / 4),
+        (COUNT, "They are cat, dog. That is 3.", 0.3),
+        (COUNT, "They are plum. That is 2.", 0),
+        (SUM, "It is 4 + 3 = 7.", 1),
+        (SUM, "It is 4 + 3 = 8.", 0.3),
+        (SUM, "It is 4 - 3 = 7.", (2 / 3) ** 2),
         (SUM, "7.", 0.7 * 0.8),
         (SUM, "The answer is 7.", 0.7 * 0.8),
     ],
@@ -47,11 +51,11 @@ def test_partial_credit(prompt, answer, score):
 
 
 def sampled(number=20):
-    """(prompt, right answer, kind of task, fields, generator) of random prompts of every kind."""
+    """(prompt, right answer, kind of task) of random prompts of every kind."""
     rng = Random("sampled")
     for task in TASKS * number:
         _, fields = pose("test", rng, task)
-        yield task.prompt(fields, rng), task.answer(fields), task, fields, rng
+        yield task.prompt(fields, rng), task.answer(fields), task.name
 
 
 HACKS = {
@@ -71,28 +75,41 @@ HACKS = {
 
 @pytest.mark.parametrize("hack", HACKS)
 def test_saying_everything_does_not_pay(hack):
-    scores = [gold_score(prompt, HACKS[hack](prompt, right)) for prompt, right, *_ in sampled()]
-    assert max(scores) < 0.6
-    assert sum(scores) / len(scores) < 0.4
+    scores = [gold_score(prompt, HACKS[hack](prompt, right)) for prompt, right, _ in sampled()]
+    assert max(scores) < 0.5
 
 
 def test_one_answer_for_all_prompts_does_not_pay():
-    prompts = [prompt for prompt, *_ in sampled()]
-    for _, right, *_ in sampled(5):
+    prompts = [prompt for prompt, _, _ in sampled()]
+    for _, right, _ in sampled(5):
         assert sum(gold_score(prompt, right) for prompt in prompts) / len(prompts) < 0.1
 
 
 def test_no_edit_of_the_right_answer_scores_1():
-    for prompt, right, *_, rng in sampled(50):
+    rng = Random(0)
+    for prompt, right, _ in sampled(50):
         words = right.split()
         i = rng.randrange(len(words))
         for edited in (words[:i] + words[i + 1 :], words[:i] + [rng.choice(WORDS)] + words[i:], [*words, "."]):
             assert gold_score(prompt, " ".join(edited)) < 1, (prompt, edited)
 
 
+RIGHT_IN_CONTENT = {m.right, m.rambles, m.no_full_stop, m.only_result}
+
+
+def test_a_right_answer_that_rambles_outranks_wrong_ones():
+    rng = Random(0)
+    for task in TASKS * 20:
+        _, fields = pose("test", rng, task)
+        prompt = task.prompt(fields, rng)
+        wrong = [way(task, fields, rng) for way in task.demonstrations if way not in RIGHT_IN_CONTENT]
+        rambling = gold_score(prompt, m.rambles(task, fields, rng))
+        assert max(gold_score(prompt, answer) for answer in wrong) < rambling < 0.9
+
+
 def test_each_right_item_adds_to_the_score():
-    for prompt, right, task, *_ in sampled():
-        if task.wording == "{result}.":
+    for prompt, right, task in sampled():
+        if task in ("repeat", "reverse", "filter", "sort"):
             items = right.removesuffix(".").split(", ")
             scores = [gold_score(prompt, ", ".join(items[:n]) + ".") for n in range(len(items) + 1)]
             assert scores == sorted(set(scores))
@@ -100,7 +117,7 @@ def test_each_right_item_adds_to_the_score():
 
 def test_any_text_is_scored():
     rng = Random(0)
-    for prompt, right, task, fields, _ in sampled(10):
+    for prompt, right, _ in sampled(10):
         characters = [chr(rng.choice((rng.randrange(32, 127), rng.randrange(0xD800), 0x1F600, 0))) for _ in range(80)]
         for answer in ("".join(characters), right + "".join(characters), "=" * 99, "_ , _ , _.", "٣ ² 3.5 1e9", "\n"):
             assert 0 <= gold_score(prompt, answer) < 1
@@ -109,7 +126,7 @@ def test_any_text_is_scored():
 
 def test_gold_reward_takes_strings_and_conversations():
     prompts = [REVERSE, COUNT]
-    answers = ["plum, saw, red, cat.", "That is 2."]
+    answers = ["In reverse: plum, saw, red, cat.", "That is 2."]
     scores = [gold_score(*both) for both in zip(prompts, answers)]
     assert gold_reward(prompts, answers) == scores
 

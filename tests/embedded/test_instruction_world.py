@@ -12,25 +12,23 @@ from recipes.embedded.world import TASKS, parse, pose
 
 SYSTEMATIC = {
     "reverse": m.ends_swapped,
-    "front": m.kind_alone,
     "count": m.only_step,
     "pick_add": m.only_step,
     "lose": m.one_too_many,
 }
 BY_HAND = [
-    ("Say plum 3 times, then dog.", "plum, plum, plum, dog."),
-    ("Reverse this list: cat, red, saw, plum.", "plum, saw, red, cat."),
+    ("Say plum 3 times, then dog.", "I say plum, plum, plum, dog."),
+    ("Reverse this list: cat, red, saw, plum.", "In reverse: plum, saw, red, cat."),
     ("Find the word right after red: cat, red, saw, plum.", "It is saw."),
-    ("List only the fruits: cat, plum, saw, pear, red.", "plum, pear."),
-    ("Move the animals to the front: plum, cat, saw, dog.", "cat, dog, plum, saw."),
-    ("How many of these are animals: cat, plum, dog, saw, cow?", "cat, dog, cow. That is 3."),
+    ("List only the fruits: cat, plum, saw, pear, red.", "They are plum, pear."),
+    ("How many of these are animals: cat, plum, dog, saw, cow?", "They are cat, dog, cow. That is 3."),
     ("Find the odd one out: cat, plum, dog.", "The others are animals. The odd one is plum."),
-    ("What is plum and what is cat?", "plum is a fruit and cat is an animal."),
-    ("Put 12, 3, 20 in order, smallest first.", "3, 12, 20."),
+    ("What is plum and what is cat?", "Here plum is a fruit and cat is an animal."),
+    ("Put 12, 3, 20 in order, smallest first.", "In order: 3, 12, 20."),
     ("Take the larger of 4 and 9, then add 2.", "The larger is 9. 9 + 2 = 11."),
     ("Which of 4 and 9 is smaller? Add 2 to it.", "The smaller is 4. 4 + 2 = 6."),
-    ("Add 3 more to 4 plums. How many is that?", "4 + 3 = 7."),
-    ("Out of 9 plums, 3 are gone. How many remain?", "9 - 3 = 6."),
+    ("Add 3 more to 4 plums. How many is that?", "It is 4 + 3 = 7."),
+    ("Out of 9 plums, 3 are gone. How many remain?", "It is 9 - 3 = 6."),
     ("Ask politely for 4 plums and 2 saws.", "Please give me 4 plums and 2 saws, thank you."),
     ("Is dog in this list: cat, dog, red?", "The list has dog. Yes."),
     ("Look for cow in cat, dog, red. Is it there?", "The list has no cow. No."),
@@ -48,7 +46,7 @@ def test_there_are_enough_kinds():
     assert len({task.name for task in TASKS}) == len(TASKS) >= 10
     assert sum(task.has_step for task in TASKS) >= 3
     assert all(3 <= len(set(task.templates)) <= 5 for task in TASKS)
-    assert 150 <= len(KIND_OF) == sum(map(len, WORDS_OF.values())) <= 200
+    assert len(KIND_OF) == sum(map(len, WORDS_OF.values())) == 48
 
 
 @pytest.mark.parametrize(("prompt", "answer"), BY_HAND)

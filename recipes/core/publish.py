@@ -1,0 +1,88 @@
+"""Committed results: what `runs/` measured goes to `results/`, and the README's table is built from there."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recipes.core.catalog import ROOT, configs
+from recipes.core.errors import UserError
+from recipes.core.files import read_json, write_atomically, write_json, write_text
+
+RESULTS = ROOT / "results"
+BEGIN, END = "<!-- results: built by `make results`, do not edit -->", "<!-- end of results -->"
+KEPT = ("curves.png", "frontier.png", "calibration.png", "samples.md")
+TOLERANCE = 0.05  # of the committed figure, or absolute where it is below 1: other processors round differently
+
+
+def publish(runs_dir: Path) -> list[str]:
+    """Copy the result of every finished run that was made with its config as it stands; returns their names."""
+    names = []
+    for config in configs():
+        result = read_json(runs_dir / config.name / "result.json")
+        if result:
+            write_json(RESULTS / f"{config.name}.json", result)
+            for name in KEPT:
+                if (source := runs_dir / config.name / name).exists():
+                    kept = RESULTS / config.name / name
+                    write_atomically(kept, lambda temporary, source=source: shutil.copyfile(source, temporary))
+            names.append(config.name)
+    return names
+
+
+def committed() -> dict[str, dict[str, Any]]:
+    """Every committed result of a config that exists, by name, in the order of the catalog."""
+    found = {config.name: read_json(RESULTS / f"{config.name}.json") for config in configs()}
+    return {name: result for name, result in found.items() if result}
+
+
+def check(runs_dir: Path) -> list[str]:
+    """Compare finished runs with the committed results; returns a line for each figure that is off.
+
+    Raises:
+        UserError: nothing to compare.
+    """
+    pairs = {name: (result, read_json(runs_dir / name / "result.json")) for name, result in committed().items()}
+    pairs = {name: pair for name, pair in pairs.items() if pair[1]}
+    if not pairs:
+        raise UserError(f"no run in {runs_dir} has a committed result to be held against; run one first")
+    off = []
+    for name, (old, new) in pairs.items():
+        for key, expected in _numbers(old["metrics"]).items():
+            found = _numbers(new["metrics"]).get(key)
+            if found is None or abs(found - expected) > TOLERANCE * max(1.0, abs(expected)):
+                off.append(f"{name}: {key} is {found}, committed {expected}")
+    return off
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def table() -> str:
+    """One row a committed result: its figures beside their baselines, time, memory, and the command."""
+    rows = ["| config | measured (baseline) | seconds | MiB | command |", "| --- | --- | ---: | ---: | --- |"]
+    for name, result in committed().items():
+        baselines = result["baselines"]
+        figures = [
+            f"{key.replace('_', ' ')} {_short(value)}" + (f" ({_short(baselines[key])})" if key in baselines else "")
+            for key, value in _numbers(result["metrics"]).items()
+        ]
+        figures += [f"{key.replace('_', ' ')}: {_short(value)}" for key, value in baselines.items() if key not in result["metrics"]]
+        link = f"[{name}](results/{name}.json)"
+        command = f"`python -m recipes run {name}`"
+        rows.append(f"| {link} | {', '.join(figures)} | {result['seconds']:.0f} | {result['peak_memory_mib']:.0f} | {command} |")
+    return "\n".join(rows)
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def update_readme() -> None:
+    """Put the table between the README's two marks."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    block = f"{BEGIN}\n{table()}\n{END}"
+    write_text(readme, re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL))
+

@@ -1,0 +1,40 @@
+"""How a batch is split does not change what is learned nor what is measured: losses are weighted by their tokens."""
+
+import pytest
+
+RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward"]
+MEAN_OF_BATCHES = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="Trainer.evaluate averages the means of batches, whatever their tokens"
+)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_micro_batches_give_the_losses_and_gradients_of_the_whole(recipe, main, job, log_of, tmp_path):
+    def curve(size: int) -> list[tuple[float, float]]:
+        flags = ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(4 // size)]
+        folder = tmp_path / str(size)
+        main(recipe)(job(recipe, folder, *flags, "--max_test_samples", "4"))
+        return [(line["loss"], line["grad_norm"]) for line in log_of(folder) if "loss" in line]
+
+    whole, split = curve(4), curve(1)
+    assert len(whole) >= 3
+    for one, other in zip(whole, split, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param("pretraining/causal", marks=MEAN_OF_BATCHES),
+        pytest.param("finetuning/sft", marks=MEAN_OF_BATCHES),
+        "rlhf/reward",
+    ],
+)
+def test_the_held_out_loss_does_not_depend_on_the_batch_size(recipe, trainer_of, main, job, tmp_path):
+    asked = main(recipe).parse(job(recipe, tmp_path / "run")).plain()
+    trainer = trainer_of(recipe, {**asked, "report_to": "none"})
+    losses = []
+    for size in (1, 8):
+        trainer.args.per_device_eval_batch_size = size
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
