@@ -7,6 +7,7 @@ a value of the wrong type, an impossible pair. Every value remembers where it ca
 import dataclasses
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -366,6 +367,8 @@ def build(types_: Sequence[type], settings: Settings, name: str) -> dict[type, A
         import torch
 
         values[fields["use_cpu"][0]]["use_cpu"] = not torch.accelerator.is_available()
+    if "disable_tqdm" in fields and "disable_tqdm" not in blocks:  # a bar is for eyes, not for a log file
+        values[fields["disable_tqdm"][0]]["disable_tqdm"] = not sys.stderr.isatty()
 
     instances = {}
     for group in types_:

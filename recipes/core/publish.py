@@ -68,10 +68,16 @@ def table() -> str:
             f"{key.replace('_', ' ')} {_short(value)}" + (f" ({_short(baselines[key])})" if key in baselines else "")
             for key, value in _numbers(result["metrics"]).items()
         ]
-        figures += [f"{key.replace('_', ' ')}: {_short(value)}" for key, value in baselines.items() if key not in result["metrics"]]
+        figures += [
+            f"{key.replace('_', ' ')}: {_short(value)}"
+            for key, value in baselines.items()
+            if key not in result["metrics"]
+        ]
         link = f"[{name}](results/{name}.json)"
         command = f"`python -m recipes run {name}`"
-        rows.append(f"| {link} | {', '.join(figures)} | {result['seconds']:.0f} | {result['peak_memory_mib']:.0f} | {command} |")
+        rows.append(
+            f"| {link} | {', '.join(figures)} | {result['seconds']:.0f} | {result['peak_memory_mib']:.0f} | {command} |"
+        )
     return "\n".join(rows)
 
 
@@ -85,4 +91,3 @@ def update_readme() -> None:
     text = readme.read_text(encoding="utf-8")
     block = f"{BEGIN}\n{table()}\n{END}"
     write_text(readme, re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL))
-

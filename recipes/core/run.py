@@ -185,6 +185,7 @@ class Run:
             earlier = _logged_state(checkpoint)
             self.earlier_seconds = earlier.get("seconds", 0.0)
             setattr(trainer, TRL_TOKENS, earlier.get("tokens", 0))
+            trainer.args.eval_on_start = False  # the start was measured at the start
         trainer.add_callback(RunLog(self, trainer))
         trainer.add_callback(SealCheckpoints(trainer))
         stop_on_non_finite_loss(trainer, self.output_dir)

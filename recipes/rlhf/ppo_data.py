@@ -24,6 +24,22 @@ def prompt_token_ids(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBas
     return ids[:-1] if ends_by_itself else ids
 
 
+def response_texts(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[list[int]], response_ids: list[list[int]], chat: bool
+) -> list[str]:
+    """The responses without special tokens: of a conversation trimmed, of plain text so that prompt + response reads right.
+
+    Some tokenizers (SentencePiece's) drop the blank in front of the first word that they decode, so plain text is decoded
+    together with its prompt.
+    """
+    if chat:
+        return [text.strip() for text in tokenizer.batch_decode(response_ids, skip_special_tokens=True)]
+    whole = [prompt + response for prompt, response in zip(prompt_ids, response_ids, strict=True)]
+    prompts = tokenizer.batch_decode(prompt_ids, skip_special_tokens=True)
+    texts = tokenizer.batch_decode(whole, skip_special_tokens=True)
+    return [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
+
+
 def tokenize_prompts(
     dataset: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, context: float
 ) -> Dataset:

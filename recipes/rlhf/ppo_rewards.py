@@ -11,6 +11,7 @@ from trl.data_utils import apply_chat_template
 from trl.trainer.utils import get_callable_name
 
 from recipes.rlhf.ppo_config import PPOConfig
+from recipes.rlhf.ppo_data import response_texts
 from recipes.rlhf.ppo_models import ScalarModel, vocabulary_size
 
 RewardFunc = nn.Module | Callable[..., list[float]]
@@ -71,9 +72,10 @@ class Rewards:
         token_ids = [
             ids[mask.bool()].tolist() for ids, mask in zip(batch["response_ids"], batch["response_mask"], strict=True)
         ]
-        texts = self.policy_tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         prompts = [example["prompt"] for example in examples]
         chat = isinstance(prompts[0], list)
+        prompt_ids = [example["prompt_ids"] for example in examples]
+        texts = response_texts(self.policy_tokenizer, prompt_ids, token_ids, chat)
         completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
         reserved = {"prompt", "prompt_ids", "completion", "completion_ids"}
         columns = {key: [example[key] for example in examples] for key in examples[0] if key not in reserved}

@@ -6,7 +6,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.rlhf import ppo_math
-from recipes.rlhf.ppo_data import prompt_token_ids, select
+from recipes.rlhf.ppo_data import prompt_token_ids, response_texts, select
 from recipes.rlhf.ppo_models import InverseCdfSampling, PolicyWithValue
 
 BATCH = 256
@@ -68,8 +68,8 @@ def sample(
         tokens["response_ids"][rows, : sequences.size(1) - longest] = sequences[:, longest:]
     tokens["response_mask"] = ppo_math.response_mask(tokens["response_ids"], eos)
     ended = ((tokens["response_ids"] == eos) & tokens["response_mask"].bool()).any(dim=1)
-    real = [row[mask.bool()] for row, mask in zip(tokens["response_ids"], tokens["response_mask"])]
-    return Answers(tokens, tokenizer.batch_decode(real, skip_special_tokens=True), ended)
+    real = [row[mask.bool()].tolist() for row, mask in zip(tokens["response_ids"], tokens["response_mask"])]
+    return Answers(tokens, response_texts(tokenizer, ids, real, isinstance(prompts[0], list)), ended)
 
 
 @torch.inference_mode()

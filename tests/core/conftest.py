@@ -49,7 +49,7 @@ def job(tiny, tmp_path_factory):
         scratch["model_config"].pop(key, None)
     jobs = {
         "pretraining/causal": {**scratch, "tokenizer_name_or_path": str(tiny / "tokenizer")},
-        "finetuning/sft": trained,
+        "finetuning/sft": {**trained, "eval_on_start": True},
         "rlhf/reward": trained,
         "rlhf/ppo": {
             "model_name_or_path": str(tiny / "model"),

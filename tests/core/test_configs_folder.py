@@ -12,11 +12,11 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 COUNTS = {
     "tokenization/train": 2,
     "pretraining/causal": 2,
-    "finetuning/sft": 5,
-    "rlhf/evaluate": 2,
+    "finetuning/sft": 6,
+    "rlhf/evaluate": 3,
     "rlhf/judge": 1,
-    "rlhf/ppo": 2,
-    "rlhf/reward": 2,
+    "rlhf/ppo": 3,
+    "rlhf/reward": 3,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]

@@ -1,6 +1,5 @@
 """Killed by SIGKILL at any moment, the same command goes on and ends as an undisturbed run: same log, same weights."""
 
-import contextlib
 import gc
 import json
 import multiprocessing
@@ -93,18 +92,12 @@ def run(recipe: str, argv: list[str], folder: Path, kill) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes(root_path):
+def processes():
     """Processes that are forked from one that has imported the recipes, and has trained nothing."""
     context = multiprocessing.get_context("forkserver")
     modules = ["recipes." + recipe.replace("/", ".") for recipe in RECIPES]
     context.set_forkserver_preload([*modules, "recipes.core.monitor", "transformers.models.llama.modeling_llama"])
-    with contextlib.chdir(root_path) if hasattr(contextlib, "chdir") else contextlib.nullcontext():
-        yield context
-
-
-@pytest.fixture(scope="module")
-def root_path() -> Path:
-    return Path(__file__).resolve().parents[2]
+    return context
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
