@@ -61,7 +61,7 @@ def main():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder with `tokenizer`; `model`, a LLaMA of 2 layers that has that tokenizer; `scorer`, the same with one score.
+    """Folder with `tokenizer`; `model`, a LLaMA of 2 layers that has that tokenizer; `scorer`, it with one score.
 
     The tokenizer is byte-level BPE of 300 tokens with a chat template; pad and EOS differ.
     """

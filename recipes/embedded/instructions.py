@@ -27,7 +27,7 @@ from recipes.embedded.world import TASKS, parse, pose
 
 SIZES = {
     "instructions": {"train": 16_000, "test": 500},
-    "preferences": {"train": 12_000, "test": 1_000},
+    "preferences": {"train": 16_000, "test": 1_000},
     "prompts": {"train": 8_000, "test": 500},
 }
 LABEL_NOISE = 0.1  # share of preferences that name the worse answer

@@ -27,7 +27,7 @@ WORDS_OF = {kind: words for kind, *words in map(str.split, VOCABULARY.split("\n"
 KIND_OF = {word: kind for kind, words in WORDS_OF.items() for word in words}
 WORDS = list(KIND_OF)
 COUNTABLE = [word for kind in ("animal", "fruit", "tool", "vehicle", "instrument") for word in WORDS_OF[kind]]
-MAX_NUMBER = 20
+MAX_NUMBER = 9
 
 TEST_SHARE = 0.1
 

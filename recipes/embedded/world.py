@@ -1,4 +1,4 @@
-"""A small world of instructions: 48 nouns and colours, the numbers 0 to 20, and thirteen kinds of tasks.
+"""A small world of instructions: 48 nouns and colours, the numbers 0 to 9, and thirteen kinds of tasks.
 
 It is small so that a model of a million parameters learns to copy, select, sort and add within minutes on a CPU. Every
 prompt can be read back, so its right answer is known from its text alone. Every kind also knows the mistakes that
@@ -69,19 +69,18 @@ def _draw_numbers(rng: Random) -> Fields:
 
 
 def _draw_pick_add(rng: Random) -> Fields:
-    c = rng.randint(2, 6)
-    a, b = rng.sample(range(1, MAX_NUMBER + 1 - c), 2)
-    return {"which": rng.choice(("larger", "smaller")), "a": a, "b": b, "c": c}
+    a, b = rng.sample(range(1, MAX_NUMBER + 1), 2)
+    return {"which": rng.choice(("larger", "smaller")), "a": a, "b": b, "c": rng.randint(1, 5)}
 
 
 def _draw_gain(rng: Random) -> Fields:
-    b = rng.randint(2, 9)
-    return {"a": rng.randint(2, MAX_NUMBER - b), "thing": rng.choice(COUNTABLE), "b": b}
+    b = rng.randint(1, MAX_NUMBER - 1)
+    return {"a": rng.randint(1, MAX_NUMBER - b), "thing": rng.choice(COUNTABLE), "b": b}
 
 
 def _draw_loss(rng: Random) -> Fields:
-    b = rng.randint(2, 9)
-    return {"a": rng.randint(b + 1, MAX_NUMBER - 1), "thing": rng.choice(COUNTABLE), "b": b}
+    b = rng.randint(1, MAX_NUMBER - 1)
+    return {"a": rng.randint(b + 1, MAX_NUMBER), "thing": rng.choice(COUNTABLE), "b": b}
 
 
 def _draw_request(rng: Random) -> Fields:

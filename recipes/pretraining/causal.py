@@ -8,7 +8,7 @@ Run:   accelerate launch -m recipes.pretraining.causal --config configs/pretrain
 import math
 from dataclasses import dataclass, field
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, default_data_collator
 
 from recipes.core import DataConfig, ModelConfig, Run, recipe
 from recipes.pretraining.ngrams import ngram_losses
@@ -32,6 +32,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: CausalConfig)
         model=language_model,
         args=training,
         processing_class=tokenizer,
+        data_collator=default_data_collator,  # the tokenizer's own would add a mask, and documents would see each other
         train_dataset=rows["train"],
         eval_dataset=rows["test"],
     )

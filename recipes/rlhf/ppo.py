@@ -8,6 +8,7 @@ Run:   accelerate launch -m recipes.rlhf.ppo --config configs/rlhf/ppo/quickstar
 from dataclasses import dataclass, field
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.core.models import check_source
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_trainer import PPOTrainer
 from recipes.rlhf.rewards import check_reward, load_reward
@@ -37,6 +38,8 @@ class RewardsConfig:
 def main(run: Run, model: ModelConfig, data: DataConfig, method: RewardsConfig, training: PPOConfig) -> None:
     prompts = data.load(("prompt",))
     tokenizer, policy = model.load_causal_lm(prompts)
+    if method.value_model:
+        check_source(method.value_model, "value_model")
     rewards = [load_reward(name, model.dtype) for name in method.reward_funcs]
 
     trainer = PPOTrainer(

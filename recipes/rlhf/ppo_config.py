@@ -5,6 +5,8 @@ from typing import Literal
 
 from trl.trainer.base_config import _BaseConfig
 
+from recipes.core.errors import UserError
+
 
 @dataclass
 class PPOConfig(_BaseConfig):
@@ -119,27 +121,27 @@ class PPOConfig(_BaseConfig):
             "entropy_coef": 0,
         }.items():
             if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
         for name in ("temperature", "cliprange", "cliprange_value", "reward_clip", "missing_eos_penalty", "kl_target"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.stop_token not in ("eos", None):
-            raise ValueError(
+            raise UserError(
                 f"stop_token must be 'eos' or None, not {self.stop_token!r}; for a token use stop_token_id"
             )
         if self.kl_estimator not in ("k1", "k3"):
-            raise ValueError(f"kl_estimator must be 'k1' or 'k3', not {self.kl_estimator!r}")
+            raise UserError(f"kl_estimator must be 'k1' or 'k3', not {self.kl_estimator!r}")
         if self.missing_eos_penalty is not None and self.stop_token is None and self.stop_token_id is None:
-            raise ValueError("missing_eos_penalty needs a stop token: set stop_token: eos or stop_token_id")
+            raise UserError("missing_eos_penalty needs a stop token: set stop_token: eos or stop_token_id")
         if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError("kl_target adapts kl_coef, which is 0: start from a kl_coef above 0, e.g. 0.05")
+            raise UserError("kl_target adapts kl_coef, which is 0: start from a kl_coef above 0, e.g. 0.05")
         if self.total_episodes is not None and self.max_steps > 0:
-            raise ValueError("total_episodes and max_steps both set the length of training: give one of them")
+            raise UserError("total_episodes and max_steps both set the length of training: give one of them")
         if self.auto_find_batch_size:
-            raise ValueError("auto_find_batch_size would change the size of a rollout: turn it off")
+            raise UserError("auto_find_batch_size would change the size of a rollout: turn it off")
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
         super().__post_init__()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
+from recipes.core.errors import UserError
 from recipes.rlhf.ppo_config import PPOConfig
 
 
@@ -45,13 +46,13 @@ def tokenize_prompts(
 ) -> Dataset:
     """Adds the column `prompt_ids`; ValueError unless every prompt leaves room for a response in `context` tokens."""
     if not isinstance(dataset, Dataset):
-        raise ValueError(f"{name} must be a datasets.Dataset, not {type(dataset).__name__}")
+        raise UserError(f"{name} must be a datasets.Dataset, not {type(dataset).__name__}")
     if "prompt" not in dataset.column_names:
-        raise ValueError(f"{name} has no column prompt, only {', '.join(dataset.column_names)}: rename one to prompt")
+        raise UserError(f"{name} has no column prompt, only {', '.join(dataset.column_names)}: rename one to prompt")
     if len(dataset) == 0:
-        raise ValueError(f"{name} is empty: give it at least one prompt")
+        raise UserError(f"{name} is empty: give it at least one prompt")
     if isinstance(dataset[0]["prompt"], list) and tokenizer.chat_template is None:
-        raise ValueError(f"{name} holds conversations and the tokenizer has no chat template: set one")
+        raise UserError(f"{name} holds conversations and the tokenizer has no chat template: set one")
     with args.main_process_first(desc="tokenizing prompts"):
         dataset = dataset.map(
             lambda row: {"prompt_ids": prompt_token_ids(row["prompt"], tokenizer)},
@@ -61,13 +62,13 @@ def tokenize_prompts(
     lengths, room = [len(ids) for ids in dataset["prompt_ids"]], context - args.response_length
     too_long = sum(length > room for length in lengths)
     if too_long:
-        raise ValueError(
+        raise UserError(
             f"{too_long} of {len(lengths)} prompts of {name} are longer than the {room} tokens that a context of "
             f"{context} leaves beside response_length {args.response_length} (the longest has {max(lengths)}): "
             "drop them or lower response_length"
         )
     if min(lengths) == 0:
-        raise ValueError(f"{name} holds a prompt without a single token, in row {lengths.index(0)}: drop it")
+        raise UserError(f"{name} holds a prompt without a single token, in row {lengths.index(0)}: drop it")
     return dataset
 
 
@@ -85,7 +86,7 @@ def check_rollout_size(args: PPOConfig, prompts: int) -> int:
             advice = f"lower {name} to {prompts // size} or {advice}"
             break
     product = " x ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-    raise ValueError(
+    raise UserError(
         f"train_dataset has {prompts} prompts and one rollout takes {rollout_size} "
         f"({product} x {args.world_size} processes): {advice}"
     )

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
 
 
@@ -182,15 +183,15 @@ def make_value_model(
         given = load(given, num_labels=1, dtype=torch.float32)
     if given is not None:
         if not hasattr(given, "score") or given.config.num_labels != 1:
-            raise ValueError("value_model needs a single label: AutoModelForSequenceClassification with num_labels=1")
+            raise UserError("value_model needs a single label: AutoModelForSequenceClassification with num_labels=1")
         if any(given is model for model in reward_models):
-            raise ValueError("value_model is trained and so cannot be a reward model too: pass a copy, or nothing")
+            raise UserError("value_model is trained and so cannot be a reward model too: pass a copy, or nothing")
         return given
     for model in reward_models:
         if isinstance(model, PreTrainedModel) and hasattr(model, "score"):
             return copy_of(model)
     if isinstance(policy, PeftModel):
-        raise ValueError("a policy that comes with an adapter needs a value_model: pass one, or its path")
+        raise UserError("a policy that comes with an adapter needs a value_model: pass one, or its path")
     return value_model_from(policy)
 
 
@@ -199,7 +200,7 @@ def value_model_from(policy: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ValueError(f"{config.model_type} has no sequence classification model to make a value_model: pass one")
+        raise UserError(f"{config.model_type} has no sequence classification model to make a value_model: pass one")
     head = {"score.weight": torch.zeros(1, config.get_text_config().hidden_size)}
     return _with_weights(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, policy, head)
 
@@ -218,7 +219,7 @@ def _with_weights(
     with whole_weights(source, model):
         missing, _ = model.load_state_dict(source.state_dict() | (more or {}), strict=False)
     if set(missing) - set(model.all_tied_weights_keys):
-        raise ValueError(
+        raise UserError(
             f"{cls.__name__} cannot take its {', '.join(missing)} from {type(source).__name__}: pass a model"
         )
     return model.to(source.device)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template
 from trl.trainer.utils import get_callable_name
 
+from recipes.core.errors import UserError
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import response_texts
 from recipes.rlhf.ppo_models import ScalarModel, vocabulary_size
@@ -35,7 +36,7 @@ class Rewards:
         weights = args.reward_weights or [1.0] * len(self.funcs)
         for option, given in (("reward_weights", weights), ("reward_processing_classes", tokenizers)):
             if len(given) != len(self.funcs):
-                raise ValueError(f"{option} has {len(given)} entries for {len(self.funcs)} reward functions")
+                raise UserError(f"{option} has {len(given)} entries for {len(self.funcs)} reward functions")
         self.weights = torch.tensor(weights, dtype=torch.float32, device=args.device)
         self.names, self.tokenizers = [], []
         for func, tokenizer in zip(self.funcs, tokenizers, strict=True):
@@ -45,12 +46,12 @@ class Rewards:
             if not isinstance(func, nn.Module):
                 continue
             if func.config.num_labels != 1:
-                raise ValueError(f"reward model {name} has {func.config.num_labels} labels: load it with num_labels=1")
+                raise UserError(f"reward model {name} has {func.config.num_labels} labels: load it with num_labels=1")
             if tokenizer is not None and not same_tokenizer(tokenizer, policy_tokenizer):
                 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
                 self.tokenizers[-1] = tokenizer
             elif vocabulary_size(func) != vocabulary_size(policy):
-                raise ValueError(
+                raise UserError(
                     f"reward model {name} has a vocabulary of {vocabulary_size(func)} tokens and the policy one of "
                     f"{vocabulary_size(policy)}: give its tokenizer in reward_processing_classes"
                 )
@@ -122,7 +123,7 @@ def reward_name(func: RewardFunc) -> str:
     if isinstance(func, nn.Module):
         return os.path.basename(func.config._name_or_path.rstrip("/")) or type(func).__name__
     if not callable(func):
-        raise ValueError(f"a reward function is a model or a Python function, not {type(func).__name__}")
+        raise UserError(f"a reward function is a model or a Python function, not {type(func).__name__}")
     return get_callable_name(func)
 
 
@@ -153,13 +154,11 @@ def checked(given: list[float], name: str, expected: int) -> Tensor:
     try:
         rewards = torch.as_tensor(given, dtype=torch.float32).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"reward function {name} must return a list of numbers: {error}") from error
+        raise UserError(f"reward function {name} must return a list of numbers: {error}") from error
     if rewards.shape != (expected,):
         shape = tuple(rewards.shape)
-        raise ValueError(
-            f"reward function {name} must return one number for each of {expected} responses, not {shape}"
-        )
+        raise UserError(f"reward function {name} must return one number for each of {expected} responses, not {shape}")
     if not rewards.isfinite().all():
         bad = (~rewards.isfinite()).nonzero()[0].item()
-        raise ValueError(f"reward function {name} returned {rewards[bad]} for response {bad}: return a finite number")
+        raise UserError(f"reward function {name} returned {rewards[bad]} for response {bad}: return a finite number")
     return rewards

@@ -46,6 +46,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import identity
 
+from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, left_pad, select, tokenize_prompts
@@ -114,18 +115,18 @@ class PPOTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ):
         if args.n_gpu > 1:
-            raise ValueError(f"one process sees {args.n_gpu} GPUs: start one process for each with accelerate launch")
+            raise UserError(f"one process sees {args.n_gpu} GPUs: start one process for each with accelerate launch")
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         if tokenizer.pad_token is None:
-            raise ValueError("the tokenizer has neither a padding nor an EOS token: set tokenizer.pad_token")
+            raise UserError("the tokenizer has neither a padding nor an EOS token: set tokenizer.pad_token")
         stop_token_id = args.stop_token_id
         if stop_token_id is None and args.stop_token == "eos":
             stop_token_id = tokenizer.eos_token_id
             if stop_token_id is None:
-                raise ValueError("the tokenizer has no EOS token: set stop_token_id, or stop_token to None")
+                raise UserError("the tokenizer has no EOS token: set stop_token_id, or stop_token to None")
 
         # prompts
         self.args, self.processing_class = args, tokenizer
@@ -144,19 +145,19 @@ class PPOTrainer(Trainer):
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args, model, tokenizer, stop_token_id)
         value_model = make_value_model(value_model, model, self.rewards.models_of_policy_tokens())
         if ref_model is model:
-            raise ValueError("ref_model is the policy itself: pass a copy of it, or nothing")
+            raise UserError("ref_model is the policy itself: pass a copy of it, or nothing")
         has_adapter = peft_config is not None or isinstance(model, PeftModel)
         if args.kl_coef > 0 and ref_model is None and not has_adapter:
             ref_model = copy_of(model)
         for name, other in (("value_model", value_model), ("ref_model", ref_model)):
             if other is not None and vocabulary_size(other) != vocabulary_size(model):
-                raise ValueError(
+                raise UserError(
                     f"{name} has a vocabulary of {vocabulary_size(other)} tokens and the policy one of "
                     f"{vocabulary_size(model)}: take one with the policy's vocabulary"
                 )
         if peft_config is not None:
             if isinstance(model, PeftModel):
-                raise ValueError("the policy has an adapter already: merge it (merge_and_unload) or drop peft_config")
+                raise UserError("the policy has an adapter already: merge it (merge_and_unload) or drop peft_config")
             set_seed(args.seed)  # the adapter's weights are random; ZeRO-3 gathers parameters of one dtype only
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
         if has_adapter and args.activation_checkpointing:
@@ -407,7 +408,7 @@ class PPOTrainer(Trainer):
 
     def _require_finite(self, what: str, number: Tensor | float) -> None:
         if not math.isfinite(number):
-            raise RuntimeError(
+            raise UserError(
                 f"the {what} is not finite at optimizer step {self.state.global_step + 1}, and nothing is saved after "
                 "it: lower learning_rate or look at the rewards, and resume from the last checkpoint"
             )
@@ -492,10 +493,10 @@ class PPOTrainer(Trainer):
             return
         path = os.path.join(checkpoint, STATE_NAME)
         if not os.path.isfile(path):
-            raise ValueError(f"{checkpoint} holds no {STATE_NAME}: it is not a checkpoint of PPOTrainer")
+            raise UserError(f"{checkpoint} holds no {STATE_NAME}: it is not a checkpoint of PPOTrainer")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["shape"] != self._rollout_shape():
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint} was saved with {state['shape']} and now it is {self._rollout_shape()}: resume with the "
                 "options it was saved with"
             )

@@ -1,4 +1,4 @@
-"""A user's mistake is one line on stderr and exit status 2; nothing is written. Each row of the table is one mistake."""
+"""A user's mistake is one line on stderr and exit status 2; nothing is written. Each row of a table is one."""
 
 import json
 import os

@@ -433,7 +433,7 @@ def test_on_the_command_line_a_number_may_be_meant_as_text():
         build([ModelConfig], {**settings, "model_revision": Setting(1, "a.yaml:1")}, "name")
 
 
-# ---------------------------------------------------------------------------------------------------------- dataclasses
+# --------------------------------------------------------------------------------------------------------- dataclasses
 @dataclasses.dataclass
 class Small:
     """As a recipe would have it."""

@@ -97,7 +97,7 @@ def test_uploads_trackers_and_remote_code_are_off():
             assert key not in text, config.name
 
 
-# --------------------------------------------------------------------------------------------------------------- launch
+# -------------------------------------------------------------------------------------------------------------- launch
 def test_the_launch_profiles_are_those_that_are_known():
     assert sorted(path.stem for path in LAUNCH.glob("*.yaml")) == PROFILES
 

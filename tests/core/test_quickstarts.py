@@ -1,4 +1,4 @@
-"""Every quickstart takes two steps: the whole chain, from text to the comparison of policies, made small by flags alone."""
+"""Every quickstart takes two steps: the chain from text to the comparison of policies, made small by flags alone."""
 
 import functools
 import json

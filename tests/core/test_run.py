@@ -51,7 +51,7 @@ def unfinish(folder: Path) -> None:
         (folder / name).unlink()
 
 
-# -------------------------------------------------------------------------------------------------------- what it leaves
+# ------------------------------------------------------------------------------------------------------ what it leaves
 def test_it_leaves_these_files_and_no_others(finished):
     assert {path.name for path in finished.iterdir()} == {
         "README.md",  # TRL's model card
@@ -160,7 +160,7 @@ def test_a_number_that_is_not_finite_leaves_valid_json(main, job, tmp_path, monk
     )
 
 
-# -------------------------------------------------------------------------------------------------------- a second call
+# ------------------------------------------------------------------------------------------------------- a second call
 def test_a_finished_run_is_left_alone(folder, again):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     times = {path: path.stat().st_mtime_ns for path in before}
@@ -237,7 +237,7 @@ def test_a_parent_that_was_made_anew_counts_as_a_change(main, job, finished, tmp
     assert (tmp_path / "child" / "model.safetensors").stat().st_mtime_ns > time
 
 
-# -------------------------------------------------------------------------------------------------------- interrupted
+# --------------------------------------------------------------------------------------------------------- interrupted
 def cut_short(checkpoint: Path) -> None:
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
