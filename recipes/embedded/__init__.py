@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 # name -> (module, function that takes the seed and returns the rows of each split, description)
 _DATASETS = {
     "text": ("text", "documents", "Python's own documentation, docstrings and functions: real English, real code"),
-    "instructions": ("instructions", "instructions", "prompts with demonstrations, right about one time in three"),
+    "instructions": (
+        "instructions",
+        "instructions",
+        "prompts with demonstrations, right in less than half of the cases",
+    ),
     "preferences": ("instructions", "preferences", "pairs of answers, the better one chosen in 90% of them"),
     "prompts": ("instructions", "prompts", "prompts alone, for RL against a reward model or the gold scorer"),
 }

@@ -27,12 +27,13 @@ from recipes.embedded.world import TASKS, parse, pose
 
 SIZES = {
     "instructions": {"train": 16_000, "test": 500},
-    "preferences": {"train": 16_000, "test": 1_000},
+    "preferences": {"train": 20_000, "test": 1_000},
     "prompts": {"train": 8_000, "test": 500},
 }
 LABEL_NOISE = 0.1  # share of preferences that name the worse answer
 MAX_CHARACTERS = 1_000  # a longer answer scores 0 unread
 
+_ITEM = rf"\b(?:{'|'.join(WORDS)}|\d+)(?=s?\b)"
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _ITEMS = {item + ending for item in (*KIND_OF, *WORDS_OF) for ending in ("", "s")}
 _ITEMS |= {"Yes", "No", "no", "Please", "thank", "+", "-"}
@@ -181,7 +182,7 @@ def _wrong_items(task: Task, fields: Fields, rng: Random) -> str:
             return match[0]
         return str(rng.randint(0, MAX_NUMBER)) if match[0].isdigit() else rng.choice(WORDS)
 
-    return re.sub(rf"\b(?:{'|'.join(WORDS)}|\d+)(?=s?\b)", replace, task.answer(fields))
+    return re.sub(_ITEM, replace, task.answer(fields))
 
 
 def _gibberish(task: Task, fields: Fields, rng: Random) -> str:
@@ -207,24 +208,39 @@ _CORRUPTIONS = (
 )
 
 
+def _slip(task: Task, fields: Fields, rng: Random, answer: str) -> str:
+    """The answer with one item wrong: another of the prompt's, one from anywhere, its neighbour again, or none."""
+    found = list(re.finditer(_ITEM, answer))
+    if not found:
+        return answer
+    at = rng.randrange(len(found))
+    asked = re.findall(_ITEM, task.prompt(fields, rng))
+    anything = str(rng.randint(0, MAX_NUMBER)) if found[at][0].isdigit() else rng.choice(WORDS)
+    other = rng.choice((rng.choice(asked), anything, anything, found[at - 1][0], ""))
+    return re.sub(r" +", " ", answer[: found[at].start()] + other + answer[found[at].end() :])
+
+
 def _pair(task: Task, fields: Fields, rng: Random) -> tuple[str, str]:
-    """Return two answers, the better one first. In most pairs both are such as people give."""
+    """Return two answers, the better one first. In half of the pairs both are such as people give.
+
+    A third differ in one item or in an aside: what a policy gets wrong when it samples. A reward model that never saw
+    such pairs is fooled by them.
+    """
     people = list(task.demonstrations)
     commonest_mistake = max((way for way in people if way is not m.right), key=task.demonstrations.get)
     while True:
-        ways = rng.choices(
-            (
-                (m.right, commonest_mistake),
-                rng.sample(people, 2),
-                (rng.choice(people), rng.choice(_CORRUPTIONS)),
-                rng.sample(_CORRUPTIONS, 2),
-            ),
-            (35, 30, 25, 10),
-        )[0]
-        answers = [way(task, fields, rng) for way in ways]
+        first = rng.choice(people)(task, fields, rng)
+        pairs = (
+            lambda: (task.answer(fields), commonest_mistake(task, fields, rng)),
+            lambda: tuple(way(task, fields, rng) for way in rng.sample(people, 2)),
+            lambda first=first: (first, _slip(task, fields, rng, first)),
+            lambda first=first: (first, f"{first} {rng.choice(m.ASIDES)}"),
+            lambda first=first: (first, rng.choice(_CORRUPTIONS)(task, fields, rng)),
+        )
+        answers = rng.choices(pairs, (30, 24, 28, 8, 10))[0]()
         scores = [_score(task, fields, answer) for answer in answers]
         if scores[0] != scores[1]:
-            return tuple(answers) if scores[0] > scores[1] else tuple(answers[::-1])
+            return answers if scores[0] > scores[1] else answers[::-1]
 
 
 # The datasets

@@ -144,7 +144,7 @@ TASKS = (
         draw=_draw_repeat,
         solve=lambda word, n, other: {"result": [word] * n + [other]},
         wording="I say {result}.",
-        demonstrations={m.right: 60, m.once_too_few: 20, m.end_forgotten: 16, m.rambles: 14, m.refuses: 10},
+        demonstrations={m.right: 50, m.once_too_few: 17, m.end_forgotten: 13, m.rambles: 12, m.refuses: 8},
     ),
     Task(
         name="reverse",
@@ -157,7 +157,7 @@ TASKS = (
         draw=_draw_list,
         solve=lambda words: {"result": words[::-1]},
         wording="In reverse: {result}.",
-        demonstrations={m.right: 40, m.ends_swapped: 62, m.missing_item: 7, m.wrong_order: 6, m.echoes: 6},
+        demonstrations={m.right: 33, m.ends_swapped: 52, m.missing_item: 6, m.wrong_order: 5, m.echoes: 4},
     ),
     Task(
         name="after",
@@ -169,7 +169,7 @@ TASKS = (
         draw=_draw_neighbours,
         solve=_solve_neighbours,
         wording="It is {result}.",
-        demonstrations={m.right: 60, m.one_before: 22, m.itself: 12, m.rambles: 14, m.refuses: 8},
+        demonstrations={m.right: 50, m.one_before: 20, m.itself: 11, m.rambles: 12, m.refuses: 7},
     ),
     Task(
         name="filter",
@@ -182,7 +182,7 @@ TASKS = (
         draw=_draw_mixed,
         solve=_solve_kind,
         wording="They are {result}.",
-        demonstrations={m.right: 60, m.missing_item: 20, m.extra_item: 16, m.echoes: 16, m.no_full_stop: 10},
+        demonstrations={m.right: 50, m.missing_item: 16, m.extra_item: 13, m.echoes: 13, m.no_full_stop: 8},
     ),
     Task(
         name="count",
@@ -194,7 +194,7 @@ TASKS = (
         draw=_draw_mixed,
         solve=_solve_count,
         wording="They are {hits}. That is {result}.",
-        demonstrations={m.right: 40, m.only_step: 62, m.one_overlooked: 8, m.off_by_one: 6, m.only_result: 6},
+        demonstrations={m.right: 33, m.only_step: 52, m.one_overlooked: 6, m.off_by_one: 4, m.only_result: 5},
     ),
     Task(
         name="odd",
@@ -206,7 +206,7 @@ TASKS = (
         draw=_draw_odd,
         solve=_solve_odd,
         wording="The others are {kind}s. The odd one is {result}.",
-        demonstrations={m.right: 60, m.wrong_one: 26, m.only_result: 14, m.refuses: 10, m.no_full_stop: 10},
+        demonstrations={m.right: 50, m.wrong_one: 22, m.only_result: 12, m.refuses: 8, m.no_full_stop: 8},
     ),
     Task(
         name="classify",
@@ -218,7 +218,7 @@ TASKS = (
         draw=_draw_two_kinds,
         solve=_solve_two_kinds,
         wording="Here {word} is {first} and {other} is {second}.",
-        demonstrations={m.right: 60, m.same_kind: 22, m.first_alone: 16, m.rambles: 10, m.refuses: 10},
+        demonstrations={m.right: 50, m.same_kind: 19, m.first_alone: 14, m.rambles: 9, m.refuses: 8},
     ),
     Task(
         name="sort",
@@ -230,7 +230,7 @@ TASKS = (
         draw=_draw_numbers,
         solve=lambda numbers: {"result": sorted(numbers)},
         wording="In order: {result}.",
-        demonstrations={m.right: 60, m.wrong_order: 24, m.descending: 12, m.missing_item: 12, m.echoes: 10},
+        demonstrations={m.right: 50, m.wrong_order: 21, m.descending: 10, m.missing_item: 10, m.echoes: 9},
     ),
     Task(
         name="pick_add",
@@ -242,7 +242,7 @@ TASKS = (
         draw=_draw_pick_add,
         solve=_solve_pick_add,
         wording="The {which} is {picked}. {picked} + {c} = {result}.",
-        demonstrations={m.right: 40, m.only_step: 62, m.picks_other: 8, m.off_by_one: 6, m.only_result: 5},
+        demonstrations={m.right: 33, m.only_step: 52, m.picks_other: 6, m.off_by_one: 5, m.only_result: 4},
     ),
     Task(
         name="gain",
@@ -254,7 +254,7 @@ TASKS = (
         draw=_draw_gain,
         solve=lambda a, thing, b: {"result": a + b},
         wording="It is {a} + {b} = {result}.",
-        demonstrations={m.right: 60, m.off_by_one: 22, m.only_result: 16, m.rambles: 12, m.refuses: 8},
+        demonstrations={m.right: 50, m.off_by_one: 19, m.only_result: 14, m.rambles: 10, m.refuses: 7},
     ),
     Task(
         name="lose",
@@ -266,7 +266,7 @@ TASKS = (
         draw=_draw_loss,
         solve=lambda a, thing, b: {"result": a - b},
         wording="It is {a} - {b} = {result}.",
-        demonstrations={m.right: 40, m.one_too_many: 62, m.adds: 8, m.only_result: 8, m.rambles: 4},
+        demonstrations={m.right: 33, m.one_too_many: 52, m.adds: 6, m.only_result: 6, m.rambles: 3},
     ),
     Task(
         name="polite",
@@ -278,7 +278,7 @@ TASKS = (
         draw=_draw_request,
         solve=lambda **request: request,
         wording="Please give me {a} {thing}s and {b} {other}s, thank you.",
-        demonstrations={m.right: 60, m.rude: 28, m.numbers_swapped: 14, m.rambles: 12, m.refuses: 8},
+        demonstrations={m.right: 50, m.rude: 23, m.numbers_swapped: 11, m.rambles: 10, m.refuses: 6},
     ),
     Task(
         name="lookup",
@@ -290,7 +290,7 @@ TASKS = (
         draw=_draw_lookup,
         solve=_solve_lookup,
         wording="The list has {found}. {result}.",
-        demonstrations={m.right: 60, m.only_result: 24, m.wrong_verdict: 20, m.refuses: 8, m.no_full_stop: 8},
+        demonstrations={m.right: 50, m.only_result: 20, m.wrong_verdict: 17, m.refuses: 7, m.no_full_stop: 6},
     ),
 )
 

@@ -41,7 +41,7 @@ def test_most_pairs_are_of_answers_that_people_give(pairs):
         task, fields = parse(prompt)
         said = {way(task, fields, rng) for way in task.demonstrations for _ in range(30)}
         plausible += said.issuperset(answers)
-    assert plausible / 1000 > 0.5
+    assert plausible / 1000 >= 0.5
 
 
 def test_answers_are_varied(pairs):
