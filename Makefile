@@ -34,6 +34,8 @@ $(VENV)/.ready: requirements.txt
 result = $(RUNS)/$(1)/$(VARIANT)/result.json
 exists = $(wildcard configs/$(1)/$(VARIANT).yaml)
 
+EMBEDDED := $(if $(filter quickstart,$(VARIANT)),$(wildcard recipes/embedded/*.py))
+
 # A variant on data that have to be brought into form first has a script for that.
 DATA    := $(if $(wildcard scripts/prepare_$(VARIANT).py),runs/data/$(VARIANT))
 $(DATA): | $(READY)
@@ -42,7 +44,7 @@ $(DATA): | $(READY)
 define stage # name, stages before it
 ifneq ($(call exists,$(1)),)
 PIPELINE += $(call result,$(1))
-$(call result,$(1)): $(call exists,$(1)) $(wildcard recipes/$(1)*.py) $(foreach before,$(2),$(if $(call exists,$(before)),$(call result,$(before)))) | $(READY) $(DATA)
+$(call result,$(1)): $(call exists,$(1)) $(wildcard recipes/$(1)*.py) $(EMBEDDED) $(foreach before,$(2),$(if $(call exists,$(before)),$(call result,$(before)))) | $(READY) $(DATA)
 	$(RECIPES) run $(1)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed $(if $(SEED),--seed $(SEED)) $(ARGS)
 endif
 endef

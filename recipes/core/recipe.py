@@ -31,6 +31,12 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
     def parse(argv: Sequence[str]) -> Resolved:
         """The resolved config, checked as far as it can be without loading anything."""
         config = resolve([RunConfig, *groups], name, argv)
+        if getattr(config.get(groups[-1]), "resume_from_checkpoint", None):
+            raise with_origin(
+                UserError("resume_from_checkpoint: drop it; a run resumes by itself from its last whole checkpoint"),
+                config.settings,
+                config.name,
+            )
         for group in groups:
             check = getattr(config.get(group), "check_names", None)
             if check:

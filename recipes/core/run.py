@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from recipes.core.catalog import Recipe
+from recipes.core.catalog import ROOT, Recipe
 from recipes.core.config import Resolved, in_runs_dir, nest
 from recipes.core.errors import UserError
 from recipes.core.files import check_writable, read_json, write_json, write_text, write_yaml
@@ -87,8 +87,10 @@ class Run:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Digests of what else decides the outcome: the recipe's script and the runs it starts from."""
+        """Digests of what else decides the outcome: the recipe's script, embedded data, the runs it starts from."""
         modules = sorted(self.recipe.script.parent.glob(f"{self.recipe.script.stem}*.py"))
+        if any(text.startswith("embedded/") for text in _texts(self.settings)):
+            modules += sorted((ROOT / "recipes" / "embedded").glob("*.py"))
         digests = {str(file.name): _digest(file.read_bytes()) for file in modules}
         for value in _texts(self.settings):
             folder = Path(in_runs_dir(value, self.config.get(RunConfig).runs_dir))

@@ -227,17 +227,16 @@ def _pair(task: Task, fields: Fields, rng: Random) -> tuple[str, str]:
     such pairs is fooled by them.
     """
     people = list(task.demonstrations)
-    commonest_mistake = max((way for way in people if way is not m.right), key=task.demonstrations.get)
     while True:
         first = rng.choice(people)(task, fields, rng)
         pairs = (
-            lambda: (task.answer(fields), commonest_mistake(task, fields, rng)),
+            lambda: (task.answer(fields), rng.choice(people)(task, fields, rng)),
             lambda: tuple(way(task, fields, rng) for way in rng.sample(people, 2)),
             lambda first=first: (first, _slip(task, fields, rng, first)),
             lambda first=first: (first, f"{first} {rng.choice(m.ASIDES)}"),
             lambda first=first: (first, rng.choice(_CORRUPTIONS)(task, fields, rng)),
         )
-        answers = rng.choices(pairs, (30, 24, 28, 8, 10))[0]()
+        answers = rng.choices(pairs, (40, 15, 30, 5, 10))[0]()
         scores = [_score(task, fields, answer) for answer in answers]
         if scores[0] != scores[1]:
             return answers if scores[0] > scores[1] else answers[::-1]

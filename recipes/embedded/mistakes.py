@@ -62,13 +62,6 @@ def echoes(task: Task, fields: Fields, rng: Random) -> str:
     return task.answer(fields, result=fields["numbers" if "numbers" in fields else "words"])
 
 
-def wrong_order(task: Task, fields: Fields, rng: Random) -> str:
-    items = list(task.slots(fields)["result"])
-    i = rng.randrange(len(items) - 1)
-    items[i : i + 2] = items[i + 1], items[i]
-    return task.answer(fields, result=items)
-
-
 def missing_item(task: Task, fields: Fields, rng: Random) -> str:
     items = list(task.slots(fields)["result"])
     del items[rng.randrange(len(items))]
@@ -79,15 +72,6 @@ def extra_item(task: Task, fields: Fields, rng: Random) -> str:
     items = task.slots(fields)["result"]
     left_out = [word for word in fields["words"] if word not in items]
     return task.answer(fields, result=[*items, rng.choice(left_out)])
-
-
-def ends_swapped(task: Task, fields: Fields, rng: Random) -> str:
-    first, *middle, last = fields["words"]
-    return task.answer(fields, result=[last, *middle, first])
-
-
-def descending(task: Task, fields: Fields, rng: Random) -> str:
-    return task.answer(fields, result=task.slots(fields)["result"][::-1])
 
 
 def once_too_few(task: Task, fields: Fields, rng: Random) -> str:
@@ -104,15 +88,6 @@ def one_overlooked(task: Task, fields: Fields, rng: Random) -> str:
 
 
 # Mistakes in choosing one of several
-
-
-def one_before(task: Task, fields: Fields, rng: Random) -> str:
-    position = fields["words"].index(fields["word"])
-    return task.answer(fields, result=fields["words"][position - 1])
-
-
-def itself(task: Task, fields: Fields, rng: Random) -> str:
-    return task.answer(fields, result=fields["word"])
 
 
 def wrong_one(task: Task, fields: Fields, rng: Random) -> str:
@@ -148,11 +123,6 @@ def one_too_many(task: Task, fields: Fields, rng: Random) -> str:
 
 def adds(task: Task, fields: Fields, rng: Random) -> str:
     return f"It is {fields['a']} + {fields['b']} = {fields['a'] + fields['b']}."
-
-
-def picks_other(task: Task, fields: Fields, rng: Random) -> str:
-    other = fields["a"] + fields["b"] - task.slots(fields)["picked"]
-    return task.answer(fields, picked=other, result=other + fields["c"])
 
 
 # Mistakes in a request

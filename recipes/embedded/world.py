@@ -1,8 +1,8 @@
-"""A small world of instructions: 48 nouns and colours, the numbers 0 to 9, and thirteen kinds of tasks.
+"""A small world of instructions: 48 nouns and colours, the numbers 0 to 9, and nine kinds of tasks.
 
-It is small so that a model of a million parameters learns to copy, select, sort and add within minutes on a CPU. Every
+It is small so that a model of a million parameters learns to copy, select, count and add within minutes on a CPU. Every
 prompt can be read back, so its right answer is known from its text alone. Every kind also knows the mistakes that
-people make in it. In four kinds one mistake is so common that most demonstrations make it: a model that only imitates
+people make in it. In two kinds one mistake is so common that most demonstrations make it: a model that only imitates
 gets these kinds wrong, and has to learn from preferences or rewards what is right.
 
 TASKS is the world at a glance; what draws and solves its tasks stands above it. Answers open with a fixed word: what
@@ -11,7 +11,6 @@ is to be copied then follows a space in the prompt and in the answer, and is the
 
 from __future__ import annotations
 
-from itertools import pairwise
 from random import Random
 
 from recipes.embedded import mistakes as m
@@ -23,15 +22,6 @@ from recipes.embedded.task import COUNTABLE, KIND_OF, MAX_NUMBER, WORDS, WORDS_O
 def _draw_repeat(rng: Random) -> Fields:
     word, other = rng.sample(WORDS, 2)
     return {"word": word, "n": rng.randint(2, 4), "other": other}
-
-
-def _draw_list(rng: Random) -> Fields:
-    return {"words": rng.sample(WORDS, 4)}
-
-
-def _draw_neighbours(rng: Random) -> Fields:
-    words = rng.sample(WORDS, rng.randint(3, 4))
-    return {"word": rng.choice(words[:-1]), "words": words}
 
 
 def _draw_lookup(rng: Random) -> Fields:
@@ -61,18 +51,6 @@ def _draw_two_kinds(rng: Random) -> Fields:
     return {"word": rng.choice(WORDS_OF[kind]), "other": rng.choice(WORDS_OF[other])}
 
 
-def _draw_numbers(rng: Random) -> Fields:
-    numbers = rng.sample(range(MAX_NUMBER + 1), rng.randint(3, 4))
-    while numbers == sorted(numbers):
-        rng.shuffle(numbers)
-    return {"numbers": numbers}
-
-
-def _draw_pick_add(rng: Random) -> Fields:
-    a, b = rng.sample(range(1, MAX_NUMBER + 1), 2)
-    return {"which": rng.choice(("larger", "smaller")), "a": a, "b": b, "c": rng.randint(1, 5)}
-
-
 def _draw_gain(rng: Random) -> Fields:
     b = rng.randint(1, MAX_NUMBER - 1)
     return {"a": rng.randint(1, MAX_NUMBER - b), "thing": rng.choice(COUNTABLE), "b": b}
@@ -90,11 +68,6 @@ def _draw_request(rng: Random) -> Fields:
 
 
 # Solving them
-
-
-def _solve_neighbours(word: str, words: list[str]) -> Fields:
-    [result] = [second for first, second in pairwise(words) if first == word]
-    return {"result": result}
 
 
 def _solve_kind(kind: str, words: list[str]) -> Fields:
@@ -124,11 +97,6 @@ def _solve_two_kinds(word: str, other: str) -> Fields:
     return {"first": _article(KIND_OF[word]), "second": _article(KIND_OF[other])}
 
 
-def _solve_pick_add(which: str, a: int, b: int, c: int) -> Fields:
-    picked = max(a, b) if which == "larger" else min(a, b)
-    return {"picked": picked, "result": picked + c}
-
-
 def _article(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
@@ -145,31 +113,6 @@ TASKS = (
         solve=lambda word, n, other: {"result": [word] * n + [other]},
         wording="I say {result}.",
         demonstrations={m.right: 50, m.once_too_few: 17, m.end_forgotten: 13, m.rambles: 12, m.refuses: 8},
-    ),
-    Task(
-        name="reverse",
-        templates=(
-            "Reverse this list: {words}.",
-            "Write these words from last to first: {words}.",
-            "What is {words} in reverse order?",
-            "Turn the order around: {words}.",
-        ),
-        draw=_draw_list,
-        solve=lambda words: {"result": words[::-1]},
-        wording="In reverse: {result}.",
-        demonstrations={m.right: 33, m.ends_swapped: 52, m.missing_item: 6, m.wrong_order: 5, m.echoes: 4},
-    ),
-    Task(
-        name="after",
-        templates=(
-            "Which word comes after {word} in this list: {words}?",
-            "Find the word right after {word}: {words}.",
-            "In the list {words}, what follows {word}?",
-        ),
-        draw=_draw_neighbours,
-        solve=_solve_neighbours,
-        wording="It is {result}.",
-        demonstrations={m.right: 50, m.one_before: 20, m.itself: 11, m.rambles: 12, m.refuses: 7},
     ),
     Task(
         name="filter",
@@ -219,30 +162,6 @@ TASKS = (
         solve=_solve_two_kinds,
         wording="Here {word} is {first} and {other} is {second}.",
         demonstrations={m.right: 50, m.same_kind: 19, m.first_alone: 14, m.rambles: 9, m.refuses: 8},
-    ),
-    Task(
-        name="sort",
-        templates=(
-            "Sort these numbers: {numbers}.",
-            "Put {numbers} in order, smallest first.",
-            "Write these numbers from low to high: {numbers}.",
-        ),
-        draw=_draw_numbers,
-        solve=lambda numbers: {"result": sorted(numbers)},
-        wording="In order: {result}.",
-        demonstrations={m.right: 50, m.wrong_order: 21, m.descending: 10, m.missing_item: 10, m.echoes: 9},
-    ),
-    Task(
-        name="pick_add",
-        templates=(
-            "Take the {which} of {a} and {b}, then add {c}.",
-            "Pick the {which} number, {a} or {b}, and add {c}.",
-            "Which of {a} and {b} is {which}? Add {c} to it.",
-        ),
-        draw=_draw_pick_add,
-        solve=_solve_pick_add,
-        wording="The {which} is {picked}. {picked} + {c} = {result}.",
-        demonstrations={m.right: 33, m.only_step: 52, m.picks_other: 6, m.off_by_one: 5, m.only_result: 4},
     ),
     Task(
         name="gain",

@@ -61,13 +61,7 @@ def test_every_quickstart_is_here():
     assert set(STAGES) == {config.name for config in configs() if config.path.stem.startswith("quickstart")}
 
 
-def case(name: str):
-    reason = "bitsandbytes on a CPU wants layers whose width is a multiple of 64; the quickstart's are 352 wide"
-    marks = [pytest.mark.xfail(strict=True, raises=RuntimeError, reason=reason)] if name.endswith("qlora") else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", map(case, STAGES))
+@pytest.mark.parametrize("name", STAGES)
 def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
     result = make(name)
     assert result["config"] == name

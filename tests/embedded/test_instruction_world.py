@@ -11,22 +11,15 @@ from recipes.embedded.task import KIND_OF, WORDS_OF, content, split_of
 from recipes.embedded.world import TASKS, parse, pose
 
 SYSTEMATIC = {
-    "reverse": m.ends_swapped,
     "count": m.only_step,
-    "pick_add": m.only_step,
     "lose": m.one_too_many,
 }
 BY_HAND = [
     ("Say plum 3 times, then dog.", "I say plum, plum, plum, dog."),
-    ("Reverse this list: cat, red, saw, plum.", "In reverse: plum, saw, red, cat."),
-    ("Find the word right after red: cat, red, saw, plum.", "It is saw."),
     ("List only the fruits: cat, plum, saw, pear, red.", "They are plum, pear."),
     ("How many of these are animals: cat, plum, dog, saw, cow?", "They are cat, dog, cow. That is 3."),
     ("Find the odd one out: cat, plum, dog.", "The others are animals. The odd one is plum."),
     ("What is plum and what is cat?", "Here plum is a fruit and cat is an animal."),
-    ("Put 12, 3, 20 in order, smallest first.", "In order: 3, 12, 20."),
-    ("Take the larger of 4 and 9, then add 2.", "The larger is 9. 9 + 2 = 11."),
-    ("Which of 4 and 9 is smaller? Add 2 to it.", "The smaller is 4. 4 + 2 = 6."),
     ("Add 3 more to 4 plums. How many is that?", "It is 4 + 3 = 7."),
     ("Out of 9 plums, 3 are gone. How many remain?", "It is 9 - 3 = 6."),
     ("Ask politely for 4 plums and 2 saws.", "Please give me 4 plums and 2 saws, thank you."),
@@ -43,7 +36,7 @@ def drawn(task, number, seed="drawn"):
 
 
 def test_there_are_enough_kinds():
-    assert len({task.name for task in TASKS}) == len(TASKS) >= 10
+    assert len({task.name for task in TASKS}) == len(TASKS) >= 8
     assert sum(task.has_step for task in TASKS) >= 3
     assert all(3 <= len(set(task.templates)) <= 5 for task in TASKS)
     assert len(KIND_OF) == sum(map(len, WORDS_OF.values())) == 48
@@ -108,12 +101,12 @@ def test_wordings_name_none_of_the_words():
     [
         "",
         "How are you?",
-        "Reverse this list: foo, bar.",
-        "Reverse this list: cat, dog, red, saw. Then sing.",
-        "Find the word right after dog: cat, dog.",
+        "List only the fruits: foo, bar.",
+        "Count the animals: cat, dog, red, saw. Then sing.",
+        "Find the odd one out: cat, dog.",
         "List only the animals: plum, saw.",
         "Find the odd one out: cat, dog, plum, pear.",
-        "Sort these numbers: 5, 99, 3.",
+        "Out of 99 plums, 3 are gone. How many remain?",
     ],
 )
 def test_other_prompts_are_an_error(prompt):
@@ -122,7 +115,7 @@ def test_other_prompts_are_an_error(prompt):
 
 
 def test_content_is_what_a_prompt_is_about_whatever_it_asks():
-    asked = ["Reverse this list: cat, plum, dog, red.", "Count the animals: dog, cat, red, plum."]
+    asked = ["List only the animals: cat, plum, dog, red.", "Count the animals: dog, cat, red, plum."]
     assert {content(parse(prompt)[1]) for prompt in asked} == {frozenset({"cat", "dog", "plum", "red"})}
 
 

@@ -320,7 +320,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(tmp_path):
 
     trainer = make_trainer(tmp_path, huge)
     before = weights_of(trainer)
-    with pytest.raises(RuntimeError, match="loss is not finite at optimizer step 1"):
+    with pytest.raises(ValueError, match="loss is not finite at optimizer step 1"):
         trainer.train()
     assert_same(before, weights_of(trainer))
 
