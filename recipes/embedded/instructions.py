@@ -30,7 +30,7 @@ SIZES = {
     "preferences": {"train": 20_000, "test": 1_000},
     "prompts": {"train": 8_000, "test": 500},
 }
-LABEL_NOISE = 0.1  # share of preferences that name the worse answer
+LABEL_NOISE = 0.05  # share of preferences that name the worse answer
 MAX_CHARACTERS = 1_000  # a longer answer scores 0 unread
 
 _ITEM = rf"\b(?:{'|'.join(WORDS)}|\d+)(?=s?\b)"
@@ -221,10 +221,10 @@ def _slip(task: Task, fields: Fields, rng: Random, answer: str) -> str:
 
 
 def _pair(task: Task, fields: Fields, rng: Random) -> tuple[str, str]:
-    """Return two answers, the better one first. In half of the pairs both are such as people give.
+    """Return two answers, the better one first.
 
-    A third differ in one item or in an aside: what a policy gets wrong when it samples. A reward model that never saw
-    such pairs is fooled by them.
+    Half of the pairs differ in one item: what a policy gets wrong when it samples. A reward model that never saw such
+    pairs is fooled by them. The others are of answers that people give, or of one of these and a ruined one.
     """
     people = list(task.demonstrations)
     while True:
@@ -236,7 +236,7 @@ def _pair(task: Task, fields: Fields, rng: Random) -> tuple[str, str]:
             lambda first=first: (first, f"{first} {rng.choice(m.ASIDES)}"),
             lambda first=first: (first, rng.choice(_CORRUPTIONS)(task, fields, rng)),
         )
-        answers = rng.choices(pairs, (40, 15, 30, 5, 10))[0]()
+        answers = rng.choices(pairs, (25, 10, 50, 5, 10))[0]()
         scores = [_score(task, fields, answer) for answer in answers]
         if scores[0] != scores[1]:
             return answers if scores[0] > scores[1] else answers[::-1]

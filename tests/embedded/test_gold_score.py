@@ -20,7 +20,7 @@ SUM = "Add 3 more to 4 plums. How many is that?"
         (FRUITS, "They are plum, pear, fig, apple.", 1),
         (FRUITS, "  They are plum, pear, fig, apple.\n", 1),
         (FRUITS, "They are plum, pear, fig, apple", 0.9),
-        (FRUITS, "plum, saw, red, cat.", 0.8),
+        (FRUITS, "plum, pear, fig, apple.", 0.8),
         (FRUITS, "They are plum pear fig apple.", 0.8),
         (FRUITS, "They are plum, pear, fig, apple..", 1 - 0.1 - 0.2),
         (FRUITS, "They are plum, pear, fig, apple. I hope this helps you.", 1.5 * 10 / 16 * 0.8),

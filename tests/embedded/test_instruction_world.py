@@ -140,7 +140,7 @@ def demonstrations():
 
 def test_demonstrations_are_fair_but_imperfect(demonstrations):
     scores = [gold_score(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in demonstrations]
-    assert 0.5 < sum(scores) / len(scores) < 0.62
+    assert 0.5 < sum(scores) / len(scores) < 0.72
 
 
 @every_task

@@ -34,14 +34,14 @@ def test_label_noise(pairs, split):
     assert abs(sum(flipped) / len(flipped) - LABEL_NOISE) < 4 * deviation
 
 
-def test_most_pairs_are_of_answers_that_people_give(pairs):
+def test_many_pairs_are_of_answers_that_people_give(pairs):
     rng = Random(0)
     plausible = 0
     for prompt, *answers, _ in pairs["train"][:1000]:
         task, fields = parse(prompt)
         said = {way(task, fields, rng) for way in task.demonstrations for _ in range(30)}
         plausible += said.issuperset(answers)
-    assert plausible / 1000 >= 0.5
+    assert plausible / 1000 > 0.4
 
 
 def test_answers_are_varied(pairs):
