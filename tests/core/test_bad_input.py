@@ -677,7 +677,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, broken, main, tmp_path,
         main(recipe)(["--config", "config.yaml"])
 
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: the loss is nan at step 2; the last good checkpoint in ")
+    assert last.startswith("error: the loss is ") and "step 2" in last
     assert stop.value.code == 2
     from recipes.core.checkpoints import last_good_checkpoint
 
