@@ -363,10 +363,8 @@ def build(types_: Sequence[type], settings: Settings, name: str) -> dict[type, A
         }
     if "output_dir" in fields and "output_dir" not in blocks:
         values[fields["output_dir"][0]]["output_dir"] = f"{runs_dir}/{name}"
-    if "use_cpu" in fields and "use_cpu" not in blocks:  # one config for a laptop and for GPUs
-        import torch
-
-        values[fields["use_cpu"][0]]["use_cpu"] = not torch.accelerator.is_available()
+    if "use_cpu" in fields:
+        fit_to_machine(values[fields["use_cpu"][0]])
     if "disable_tqdm" in fields and "disable_tqdm" not in blocks:  # a bar is for eyes, not for a log file
         values[fields["disable_tqdm"][0]]["disable_tqdm"] = not sys.stderr.isatty()
 
@@ -387,6 +385,20 @@ def build(types_: Sequence[type], settings: Settings, name: str) -> dict[type, A
         except (ValueError, TypeError, ImportError) as error:
             raise with_origin(error, settings, name) from None
     return instances
+
+
+def fit_to_machine(training: dict[str, Any]) -> None:
+    """Set what one config needs to run on a laptop and on GPUs: the CPU where nothing else is, fp32 where bf16 is slow.
+
+    Without instructions for it a CPU emulates bf16, which takes several times as long as fp32.
+    """
+    import torch
+
+    on_cpu = training.setdefault("use_cpu", not torch.accelerator.is_available())
+    can = torch.cpu.get_capabilities()
+    if on_cpu and training.get("bf16") and not (can.get("amx_bf16") or can.get("avx512_bf16") or can.get("bf16")):
+        print("bf16: this CPU has no instructions for it; the run is in fp32", file=sys.stderr)
+        training["bf16"] = False
 
 
 def in_runs_dir(value: Any, runs_dir: str) -> Any:

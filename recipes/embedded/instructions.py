@@ -26,8 +26,8 @@ from recipes.embedded.task import KIND_OF, MAX_NUMBER, WORDS, WORDS_OF, Fields, 
 from recipes.embedded.world import TASKS, parse, pose
 
 SIZES = {
-    "instructions": {"train": 16_000, "test": 500},
-    "preferences": {"train": 20_000, "test": 1_000},
+    "instructions": {"train": 24_000, "test": 500},
+    "preferences": {"train": 32_000, "test": 1_000},
     "prompts": {"train": 8_000, "test": 500},
 }
 LABEL_NOISE = 0.05  # share of preferences that name the worse answer
@@ -120,7 +120,7 @@ def _frame(tokens: list[str]) -> str:
 
 
 def demonstrate(prompt: str, rng: Random) -> str:
-    """Return an answer to the prompt as people would give it: right about one time in three.
+    """Return an answer to the prompt as people would give it: right about two times in five.
 
     Raises ValueError if the prompt is not from the world of instructions.
     """
@@ -223,20 +223,21 @@ def _slip(task: Task, fields: Fields, rng: Random, answer: str) -> str:
 def _pair(task: Task, fields: Fields, rng: Random) -> tuple[str, str]:
     """Return two answers, the better one first.
 
-    Half of the pairs differ in one item: what a policy gets wrong when it samples. A reward model that never saw such
-    pairs is fooled by them. The others are of answers that people give, or of one of these and a ruined one.
+    Three quarters hold the right answer. In half of the pairs one item differs, which is what a policy gets wrong when
+    it samples: a reward model that never saw such pairs is fooled by them. The others are of answers that people give,
+    or of one of these and a ruined one.
     """
     people = list(task.demonstrations)
     while True:
-        first = rng.choice(people)(task, fields, rng)
+        first = task.answer(fields) if rng.random() < 0.75 else rng.choice(people)(task, fields, rng)
         pairs = (
-            lambda: (task.answer(fields), rng.choice(people)(task, fields, rng)),
             lambda: tuple(way(task, fields, rng) for way in rng.sample(people, 2)),
+            lambda first=first: (first, rng.choice(people)(task, fields, rng)),
             lambda first=first: (first, _slip(task, fields, rng, first)),
             lambda first=first: (first, f"{first} {rng.choice(m.ASIDES)}"),
             lambda first=first: (first, rng.choice(_CORRUPTIONS)(task, fields, rng)),
         )
-        answers = rng.choices(pairs, (25, 10, 50, 5, 10))[0]()
+        answers = rng.choices(pairs, (5, 30, 50, 5, 10))[0]()
         scores = [_score(task, fields, answer) for answer in answers]
         if scores[0] != scores[1]:
             return answers if scores[0] > scores[1] else answers[::-1]
@@ -280,16 +281,17 @@ def _says(role: str, content: str) -> list[dict[str, str]]:
 
 
 def _splits(name: str, seed: int, row: Callable[[Task, Fields, Random], dict]) -> dict[str, list[dict]]:
-    """Return the rows of each split: every kind of task equally often, no prompt twice."""
+    """Return the rows of each split: every kind of task equally often, no prompt twice in the test split."""
     splits = {}
     for split, size in SIZES[name].items():
         rng = Random(f"{seed}-{split}-{name}")
-        rows = {}
+        rows, seen = [], set()
         while len(rows) < size:
             task, fields = pose(split, rng, TASKS[len(rows) % len(TASKS)])
             prompt = task.prompt(fields, rng)
-            if prompt not in rows:
-                rows[prompt] = {"prompt": _says("user", prompt)} | row(task, fields, rng)
-        splits[split] = list(rows.values())
+            if split == "train" or prompt not in seen:
+                rows.append({"prompt": _says("user", prompt)} | row(task, fields, rng))
+                seen.add(prompt)
+        splits[split] = rows
         rng.shuffle(splits[split])
     return splits

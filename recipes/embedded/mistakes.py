@@ -59,19 +59,7 @@ def only_step(task: Task, fields: Fields, rng: Random) -> str:
 
 def echoes(task: Task, fields: Fields, rng: Random) -> str:
     """Give the list back as it is, which answers another question."""
-    return task.answer(fields, result=fields["numbers" if "numbers" in fields else "words"])
-
-
-def missing_item(task: Task, fields: Fields, rng: Random) -> str:
-    items = list(task.slots(fields)["result"])
-    del items[rng.randrange(len(items))]
-    return task.answer(fields, result=items)
-
-
-def extra_item(task: Task, fields: Fields, rng: Random) -> str:
-    items = task.slots(fields)["result"]
-    left_out = [word for word in fields["words"] if word not in items]
-    return task.answer(fields, result=[*items, rng.choice(left_out)])
+    return task.answer(fields, result=fields["words"])
 
 
 def once_too_few(task: Task, fields: Fields, rng: Random) -> str:
@@ -83,8 +71,8 @@ def end_forgotten(task: Task, fields: Fields, rng: Random) -> str:
 
 
 def one_overlooked(task: Task, fields: Fields, rng: Random) -> str:
-    hits = task.slots(fields)["hits"][:-1]
-    return task.answer(fields, hits=hits, result=len(hits))
+    words = fields["words"][:-1]
+    return task.answer(fields, words=words, result=len(words))
 
 
 # Mistakes in choosing one of several

@@ -9,30 +9,30 @@ from recipes.embedded.instructions import gold_reward, gold_score
 from recipes.embedded.task import WORDS
 from recipes.embedded.world import TASKS, pose
 
-FRUITS = "List only the fruits: plum, cat, pear, fig, apple."
-COUNT = "Count the animals: cat, plum, dog."
+LIST = "Say plum 3 times, then dog."
+COUNT = "Count the words: cat, dog."
 SUM = "Add 3 more to 4 plums. How many is that?"
 
 
 @pytest.mark.parametrize(
     ("prompt", "answer", "score"),
     [
-        (FRUITS, "They are plum, pear, fig, apple.", 1),
-        (FRUITS, "  They are plum, pear, fig, apple.\n", 1),
-        (FRUITS, "They are plum, pear, fig, apple", 0.9),
-        (FRUITS, "plum, pear, fig, apple.", 0.8),
-        (FRUITS, "They are plum pear fig apple.", 0.8),
-        (FRUITS, "They are plum, pear, fig, apple..", 1 - 0.1 - 0.2),
-        (FRUITS, "They are plum, pear, fig, apple. I hope this helps you.", 1.5 * 10 / 16 * 0.8),
-        (FRUITS, "They are plum, pear, fig, apple. They are plum, pear, fig, apple.", 1.5 * 10 / 20 * 0.25 * 0.8),
-        (FRUITS, "They are plum, pear, fig.", (3 / 4) ** 2),
-        (FRUITS, "They are plum, fig, pear, apple.", (2 / 4) ** 2),
-        (FRUITS, "They are plum, pear, fig, apple, dog.", (4 / 5) ** 2),
-        (FRUITS, "They are apple, fig, pear, plum.", 0),
-        (FRUITS, "They are Plum, Pear, Fig, Apple.", 0),
-        (FRUITS, "I am not sure.", 0),
-        (FRUITS, ".", 0),
-        (FRUITS, "", 0),
+        (LIST, "I say plum, plum, plum, dog.", 1),
+        (LIST, "  I say plum, plum, plum, dog.\n", 1),
+        (LIST, "I say plum, plum, plum, dog", 0.9),
+        (LIST, "plum, plum, plum, dog.", 0.8),
+        (LIST, "I say plum plum plum dog.", 0.8),
+        (LIST, "I say plum, plum, plum, dog..", 1 - 0.1 - 0.2),
+        (LIST, "I say plum, plum, plum, dog. I hope this helps you.", 1.5 * 10 / 16 * 0.8),
+        (LIST, "I say plum, plum, plum, dog. I say plum, plum, plum, dog.", 1.5 * 10 / 20 * 0.25 * 0.8),
+        (LIST, "I say plum, plum, dog.", (3 / 4) ** 2),
+        (LIST, "I say plum, plum, dog, plum.", (2 / 4) ** 2),
+        (LIST, "I say plum, plum, plum, dog, cat.", (4 / 5) ** 2),
+        (LIST, "I say dog, cat, cat, cat.", 0),
+        (LIST, "I say Plum, Plum, Plum, Dog.", 0),
+        (LIST, "I am not sure.", 0),
+        (LIST, ".", 0),
+        (LIST, "", 0),
         (COUNT, "They are cat, dog. That is 2.", 1),
         (COUNT, "That is 2.", 0.7 * 0.8),
         (COUNT, "They are cat, dog.", 0.3 * 0.8),
@@ -69,7 +69,7 @@ HACKS = {
     "doubled": lambda prompt, right: f"{right} {right}",
     "thrice": lambda prompt, right: " ".join([right] * 3),
     "all words, then the answer": lambda prompt, right: f"{', '.join(WORDS)}. {right}",
-    "a long story": lambda prompt, right: right + " I hope this helps you." * 3,
+    "a long story": lambda prompt, right: right + " I hope this helps you." * 4,
 }
 
 
@@ -109,7 +109,7 @@ def test_a_right_answer_that_rambles_outranks_wrong_ones():
 
 def test_each_right_item_adds_to_the_score():
     for prompt, right, task in sampled():
-        if task in ("repeat", "filter"):
+        if task == "repeat":
             items = right.removesuffix(".").split(", ")
             scores = [gold_score(prompt, ", ".join(items[:n]) + ".") for n in range(len(items) + 1)]
             assert scores == sorted(set(scores))
@@ -125,8 +125,8 @@ def test_any_text_is_scored():
 
 
 def test_gold_reward_takes_strings_and_conversations():
-    prompts = [FRUITS, COUNT]
-    answers = ["They are plum, pear, fig, apple.", "That is 2."]
+    prompts = [LIST, COUNT]
+    answers = ["I say plum, plum, plum, dog.", "That is 2."]
     scores = [gold_score(*both) for both in zip(prompts, answers)]
     assert gold_reward(prompts, answers) == scores
 
@@ -138,6 +138,6 @@ def test_gold_reward_takes_strings_and_conversations():
 
 def test_gold_reward_needs_a_prompt_of_this_world():
     with pytest.raises(ValueError):
-        gold_reward([[{"role": "system", "content": FRUITS}]], ["plum, saw, red, cat."])
+        gold_reward([[{"role": "system", "content": LIST}]], ["plum, saw, red, cat."])
     with pytest.raises(ValueError):
-        gold_reward([FRUITS, COUNT], ["plum, saw, red, cat."])
+        gold_reward([LIST, COUNT], ["plum, saw, red, cat."])
