@@ -10,6 +10,7 @@ from recipes.core.config import (
     Setting,
     build,
     fit,
+    fit_to_machine,
     merge,
     nest,
     parse_scalar,
@@ -485,7 +486,9 @@ def test_what_cannot_be_built_is_named_with_its_place(settings, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize(("capabilities", "bf16"), [({}, False), ({"avx512_bf16": True}, True), ({"bf16": True}, True)])
+@pytest.mark.parametrize(
+    ("capabilities", "bf16"), [({}, False), ({"avx512_bf16": True}, True), ({"bf16": True}, True)]
+)
 def test_bf16_gives_way_where_a_cpu_would_emulate_it(capabilities, bf16, monkeypatch, capsys):
     import torch
 
