@@ -21,8 +21,12 @@ class RewardsConfig:
     reward_funcs: list[str] = field(
         metadata={"help": "Reward models (folder, run or Hub name) and functions (package.module:function)."}
     )
-    value_model: str | None = field(
-        default=None, metadata={"help": "Where the value model starts; default: from the first reward model."}
+    value_model: str = field(
+        default="separate",
+        metadata={
+            "help": "separate: a model of its own, from the first reward model; shared: a head on the policy's trunk; "
+            "or where a separate one starts (folder, run or Hub name)."
+        },
     )
 
     def __post_init__(self):
@@ -38,7 +42,7 @@ class RewardsConfig:
 def main(run: Run, model: ModelConfig, data: DataConfig, method: RewardsConfig, training: PPOConfig) -> None:
     prompts = data.load(("prompt",))
     tokenizer, policy = model.load_causal_lm(prompts)
-    if method.value_model:
+    if method.value_model not in ("separate", "shared"):
         check_source(method.value_model, "value_model")
     rewards = [load_reward(name, model.dtype) for name in method.reward_funcs]
 

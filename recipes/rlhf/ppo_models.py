@@ -3,10 +3,12 @@
 import copy
 import inspect
 import math
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -21,6 +23,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
+
+HEAD_NAME = "value_head.safetensors"
 
 
 class ScalarModel(nn.Module):
@@ -47,27 +51,49 @@ class ScalarModel(nn.Module):
             hidden = hidden[:, -last - 1 : -1]
         return model.score(hidden).float().sum(dim=-1)  # of one label; `squeeze` is a view, which FSDP2 warns of
 
+    def save(self, folder: str, state_dict: dict[str, Tensor]) -> None:
+        self.model.save_pretrained(folder, state_dict=part_of(state_dict, "model."))
+
+
+class ValueHead(nn.Linear):
+    """A value read from the policy's own last hidden states; at first it is 0 everywhere."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] to values [...], in float32 under autocast too."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.to(self.weight.dtype)).float().sum(dim=-1)
+
+    def save(self, folder: str, state_dict: dict[str, Tensor]) -> None:
+        os.makedirs(folder, exist_ok=True)
+        save_file(state_dict, os.path.join(folder, HEAD_NAME))
+
+    def load(self, folder: str) -> None:
+        self.load_state_dict(load_file(os.path.join(folder, HEAD_NAME)))
+
 
 class PolicyWithValue(nn.Module):
     """Policy and value model as the one module that is trained, so that DDP, ZeRO and FSDP see every parameter.
 
-    Other ways to have a value (a head on the policy's trunk, an adapter) belong in here: the trainer knows only what
-    `forward` returns. Without `value` it is a reference.
+    The value is a model of its own or a head on the policy's trunk: the trainer knows only what `forward` returns.
+    Without `value` it is a reference.
     """
 
     _keys_to_ignore_on_save = None  # Trainer asks for it when it loads a checkpoint
     is_gradient_checkpointing = False  # TRL asks for it before generation, which runs in eval mode and has none
 
-    def __init__(self, policy: PreTrainedModel | PeftModel, value: ScalarModel | None = None):
+    def __init__(self, policy: PreTrainedModel | PeftModel, value: ScalarModel | ValueHead | None = None):
         super().__init__()
         self.policy = policy
         self.value = value
         self.config = policy.config
 
     def _models(self) -> list[PreTrainedModel]:
-        return [
-            without_adapter(model) for model in (self.policy, self.value and self.value.model) if model is not None
-        ]
+        models = [self.policy, getattr(self.value, "model", None)]
+        return [without_adapter(model) for model in models if model is not None]
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -105,11 +131,15 @@ class PolicyWithValue(nn.Module):
         length = response_ids.size(1)
 
         inputs = model_inputs(without_adapter(self.policy), input_ids, attention_mask, last=length + 1)
-        logits = self.policy(**inputs).logits[:, -length - 1 : -1].float() / temperature
+        shared = with_value and isinstance(self.value, ValueHead)
+        result = self.policy(**inputs, output_hidden_states=shared)
+        logits = result.logits[:, -length - 1 : -1].float() / temperature
         outputs = {"logprobs": ppo_math.token_logprobs(logits, response_ids)}
         if with_entropy:
             outputs["entropy"] = ppo_math.token_entropy(logits)
-        if with_value:
+        if shared:
+            outputs["values"] = self.value(result.hidden_states[-1][:, -length - 1 : -1])
+        elif with_value:
             outputs["values"] = self.value(input_ids, attention_mask, last=length)
         return outputs
 
@@ -172,27 +202,29 @@ def copy_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def make_value_model(
-    given: str | PreTrainedModel | None, policy: PreTrainedModel | PeftModel, reward_models: list[nn.Module]
-) -> PreTrainedModel:
-    """The given value model or the one at the given path; else a copy of a reward model; else one from the policy.
+    given: str | PreTrainedModel, policy: PreTrainedModel | PeftModel, reward_models: list[nn.Module]
+) -> ScalarModel | ValueHead:
+    """The value of the policy's states, as `PPOTrainer` describes `value_model`.
 
     `reward_models` are those that read the policy's own tokens.
     """
-    if isinstance(given, str):
+    if given == "shared":
+        return ValueHead(policy.config.get_text_config().hidden_size)
+    if isinstance(given, str) and given != "separate":
         load = AutoModelForSequenceClassification.from_pretrained
         given = load(given, num_labels=1, dtype=torch.float32)
-    if given is not None:
+    if isinstance(given, nn.Module):
         if not hasattr(given, "score") or given.config.num_labels != 1:
             raise UserError("value_model needs a single label: AutoModelForSequenceClassification with num_labels=1")
         if any(given is model for model in reward_models):
             raise UserError("value_model is trained and so cannot be a reward model too: pass a copy, or nothing")
-        return given
+        return ScalarModel(given)
     for model in reward_models:
         if isinstance(model, PreTrainedModel) and hasattr(model, "score"):
-            return copy_of(model)
+            return ScalarModel(copy_of(model))
     if isinstance(policy, PeftModel):
-        raise UserError("a policy that comes with an adapter needs a value_model: pass one, or its path")
-    return value_model_from(policy)
+        raise UserError("a policy that comes with an adapter needs a value_model: 'shared', a model, or its path")
+    return ScalarModel(value_model_from(policy))
 
 
 def value_model_from(policy: PreTrainedModel) -> PreTrainedModel:
@@ -233,3 +265,8 @@ def whole_weights(*models: nn.Module) -> AbstractContextManager:
 
     parameters = [parameter for model in models for parameter in model.parameters()]
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def part_of(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}

@@ -16,7 +16,6 @@ rollout in use is part of the checkpoint, so that a run killed between two optim
 """
 
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     set_seed,
 )
@@ -48,12 +46,12 @@ from trl.trainer.utils import identity
 
 from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
+from recipes.rlhf.ppo_checkpoints import PPOCheckpoints
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, left_pad, select, tokenize_prompts
 from recipes.rlhf.ppo_models import (
     InverseCdfSampling,
     PolicyWithValue,
-    ScalarModel,
     copy_of,
     disable_dropout,
     make_value_model,
@@ -64,14 +62,12 @@ from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 
 logger = get_logger(__name__)
 
-STATE_NAME = "ppo_state.pt"
-VALUE_FOLDER = "value_model"
 SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
 STATS = ("loss", "policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "drift")
 PROMPTS, SAMPLING, SHUFFLING, EVALUATION = range(4)  # what a stream of random numbers is for
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(PPOCheckpoints):
     """Proximal policy optimisation of a causal language model against rewards for its responses.
 
     Args:
@@ -85,8 +81,9 @@ class PPOTrainer(Trainer):
         processing_class: The policy's tokenizer; by default the one saved with the model.
         reward_processing_classes: The tokenizer of each reward model, None where it is the policy's. With a tokenizer
             of its own, a model scores the text of prompt and response, through its own chat template.
-        value_model: Sequence classification model with one label, or its path; by default a copy of the first reward
-            model that shares the policy's vocabulary, else the policy's trunk under a new head that starts at 0.
+        value_model: "separate" (the default), a copy of the first reward model that shares the policy's vocabulary,
+            else the policy's trunk under a new head that starts at 0; "shared", such a head on the trunk of the policy
+            itself; or a sequence classification model with one label, or its path.
         ref_model: Reference of the KL penalty; by default the policy as it is before training. For a PEFT policy that
             is the policy with its adapters off, and nothing is copied.
         peft_config: Trains an adapter on the policy in place of its weights.
@@ -108,7 +105,7 @@ class PPOTrainer(Trainer):
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
-        value_model: str | PreTrainedModel | None = None,
+        value_model: str | PreTrainedModel = "separate",
         ref_model: PreTrainedModel | None = None,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -143,13 +140,13 @@ class PPOTrainer(Trainer):
 
         # models
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args, model, tokenizer, stop_token_id)
-        value_model = make_value_model(value_model, model, self.rewards.models_of_policy_tokens())
+        value = make_value_model(value_model, model, self.rewards.models_of_policy_tokens())
         if ref_model is model:
             raise UserError("ref_model is the policy itself: pass a copy of it, or nothing")
         has_adapter = peft_config is not None or isinstance(model, PeftModel)
         if args.kl_coef > 0 and ref_model is None and not has_adapter:
             ref_model = copy_of(model)
-        for name, other in (("value_model", value_model), ("ref_model", ref_model)):
+        for name, other in (("value_model", getattr(value, "model", None)), ("ref_model", ref_model)):
             if other is not None and vocabulary_size(other) != vocabulary_size(model):
                 raise UserError(
                     f"{name} has a vocabulary of {vocabulary_size(other)} tokens and the policy one of "
@@ -163,10 +160,10 @@ class PPOTrainer(Trainer):
         if has_adapter and args.activation_checkpointing:
             model.enable_input_require_grads()
         disable_dropout(model)
-        disable_dropout(value_model)
+        disable_dropout(value)
 
         super().__init__(
-            model=PolicyWithValue(model, ScalarModel(value_model)),
+            model=PolicyWithValue(model, value),
             args=args,
             data_collator=identity,
             train_dataset=train_dataset,
@@ -441,71 +438,3 @@ class PPOTrainer(Trainer):
         table = torch.cat(tables)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in zip(columns, table.mean(dim=0).tolist())}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(table))
-
-    # ---- saving and resuming ----
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        self._is_checkpoint = _internal_call
-        super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The policy, which `from_pretrained` opens; in a checkpoint also the value model, in a folder of its own."""
-        both, output_dir = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
-        state_dict = both.state_dict() if state_dict is None else state_dict
-        wrapped, self.model = self.model, both.policy
-        try:
-            super()._save(output_dir, part_of(state_dict, "policy."))
-        finally:
-            self.model = wrapped
-        if self._is_checkpoint and self.args.should_save and state_dict:
-            folder = os.path.join(output_dir, VALUE_FOLDER)
-            both.value.model.save_pretrained(folder, state_dict=part_of(state_dict, "value.model."))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:  # FSDP writes and reads the whole module in a format of its own
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        super()._load_from_checkpoint(resume_from_checkpoint, self.model.policy)
-        super()._load_from_checkpoint(os.path.join(resume_from_checkpoint, VALUE_FOLDER), self.model.value.model)
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return super()._load_best_model()
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _rollout_shape(self) -> dict[str, int]:
-        """What the optimizer steps of a run are counted by."""
-        options = {name: getattr(self.args, name) for name in ("num_mini_batches", "num_ppo_epochs")}
-        return {"prompts per rollout": self.rollout_size, **options}
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            in_use = self.state.global_step % self.args.steps_per_rollout > 0
-            state = {"rollout": self._rollout if in_use else {}, "rollout_metrics": self._rollout_metrics}
-            state |= {"stats": self._rollout_stats, "metrics": dict(self._metrics), "kl_coef": self.kl_coef}
-            state["shape"] = self._rollout_shape()
-            os.makedirs(output_dir, exist_ok=True)
-            torch.save(state, os.path.join(output_dir, STATE_NAME))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = os.path.join(checkpoint, STATE_NAME)
-        if not os.path.isfile(path):
-            raise UserError(f"{checkpoint} holds no {STATE_NAME}: it is not a checkpoint of PPOTrainer")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["shape"] != self._rollout_shape():
-            raise UserError(
-                f"{checkpoint} was saved with {state['shape']} and now it is {self._rollout_shape()}: resume with the "
-                "options it was saved with"
-            )
-        self._rollout = {name: tensor.to(self.args.device) for name, tensor in state["rollout"].items()}
-        self._rollout_stats = state["stats"].to(self.args.device)
-        self._rollout_metrics, self.kl_coef = state["rollout_metrics"], state["kl_coef"]
-        self._metrics = defaultdict(list, state["metrics"])
-        self._rollout_start = time.monotonic()
-
-
-def part_of(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}

@@ -93,6 +93,9 @@ def make_trainer(path, reward_funcs=even_share, model=None, arguments=None, **op
     return PPOTrainer(model or make_model(), reward_funcs, make_config(path, **options), **parts)
 
 
+every_value_model = pytest.mark.parametrize("value_model", ["separate", "shared"])
+
+
 def logs_of(trainer):
     """The logs of training, without what depends on the clock."""
     times = ("runtime", "per_second", "flos", "train_loss")
@@ -325,9 +328,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(tmp_path):
     assert_same(before, weights_of(trainer))
 
 
-def test_it_learns_a_programmatic_reward(tmp_path):
+@every_value_model
+def test_it_learns_a_programmatic_reward(tmp_path, value_model):
     trainer = make_trainer(
         tmp_path,
+        arguments={"value_model": value_model},
         per_device_train_batch_size=16,
         gradient_accumulation_steps=1,
         num_mini_batches=2,
@@ -351,10 +356,11 @@ def test_it_learns_a_programmatic_reward(tmp_path):
 # ---- resuming and saving ----
 
 
+@every_value_model
 @pytest.mark.parametrize("step", [4, 6, 14])  # between two rollouts, inside one, inside one of the second epoch
-def test_a_resumed_run_is_the_undisturbed_run(tmp_path, step):
+def test_a_resumed_run_is_the_undisturbed_run(tmp_path, step, value_model):
     options = {"max_steps": 16, "logging_steps": 3, "kl_target": 0.1, "kl_horizon": 50, "save_strategy": "steps"}
-    arguments = {"eval_dataset": make_prompts(6)}
+    arguments = {"eval_dataset": make_prompts(6), "value_model": value_model}
     options |= {"save_steps": step, "eval_strategy": "steps", "eval_steps": 5}
 
     def run(path):
@@ -434,11 +440,12 @@ def test_an_adapters_reference_is_its_base_which_is_not_trained(tmp_path, ready_
     torch.testing.assert_close(PeftModel.from_pretrained(plain, tmp_path).eval()(ids).logits, expected)
 
 
-def test_an_adapter_run_resumes_exactly(tmp_path):
+@every_value_model
+def test_an_adapter_run_resumes_exactly(tmp_path, value_model):
     def run():
         config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
         options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 7, "learning_rate": 1e-2}
-        return make_trainer(tmp_path, arguments={"peft_config": config}, **options)
+        return make_trainer(tmp_path, arguments={"peft_config": config, "value_model": value_model}, **options)
 
     undisturbed, resumed = run(), run()
     undisturbed.train()
@@ -586,6 +593,33 @@ def test_the_value_model_starts_as_the_reward_model_or_at_zero(tmp_path):
     value = make_trainer(tmp_path, even_share).model.value.model
     assert value.score.weight.eq(0).all()
     assert_same(value.base_model.state_dict(), make_model().base_model.state_dict())
+
+
+def test_a_shared_value_reads_the_policys_own_states_and_shapes_them(tmp_path):
+    trainer = make_trainer(tmp_path, arguments={"value_model": "shared"}, save_strategy="steps", save_steps=4)
+    policy, head = trainer.model.policy, trainer.model.value
+    assert {name for name, _ in trainer.model.named_parameters() if not name.startswith("policy.")} == {"value.weight"}
+    assert head.weight.eq(0).all()
+
+    torch.nn.init.normal_(head.weight)
+    batch = sample(trainer, list(trainer.train_dataset.select(range(6))), range(6))
+    for row in range(6):
+        prompt, response = (
+            batch[f"{part}_ids"][row][batch[f"{part}_mask"][row] > 0] for part in ("prompt", "response")
+        )
+        hidden = policy.base_model(torch.cat([prompt, response])[None]).last_hidden_state[0]
+        expected = (hidden @ head.weight[0])[len(prompt) - 1 : -1]
+        torch.testing.assert_close(batch["values"][row][: len(response)], expected)
+
+    inputs = {name: batch[name] for name in ("prompt_ids", "prompt_mask", "response_ids", "response_mask")}
+    trainer.model(**inputs, temperature=0.9)["values"].sum().backward()
+    assert policy.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+    trainer.train()
+    saved = load_file(tmp_path / "checkpoint-4" / "value_model" / "value_head.safetensors")
+    assert_same(saved, dict(head.state_dict()))
+    trainer.save_model()
+    assert set(load_file(tmp_path / "model.safetensors")) == set(policy.state_dict())
 
 
 def test_activation_checkpointing_changes_no_number(tmp_path):
