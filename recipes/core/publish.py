@@ -16,7 +16,7 @@ TOLERANCE = 0.05  # of the committed figure, or absolute where it is below 1: ot
 
 
 def publish(runs_dir: Path) -> list[str]:
-    """Copy the result of every finished run that was made with its config as it stands; returns their names."""
+    """Copy the result of every finished run, and that of `make rlhf-seeds`; returns the names of the runs."""
     names = []
     for config in configs():
         result = read_json(runs_dir / config.name / "result.json")
@@ -27,6 +27,9 @@ def publish(runs_dir: Path) -> list[str]:
                     kept = RESULTS / config.name / name
                     write_atomically(kept, lambda temporary, source=source: shutil.copyfile(source, temporary))
             names.append(config.name)
+    seeds = read_json(runs_dir / "rlhf-seeds" / "result.json")
+    if seeds:
+        write_json(RESULTS / "rlhf" / f"seeds-{seeds['variant']}.json", seeds)
     return names
 
 

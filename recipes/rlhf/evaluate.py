@@ -80,7 +80,11 @@ def main(run: Run, data: DataConfig, method: EvaluateConfig) -> None:
     gold = {name: figures["gold_score"] for name, figures in columns.items()}
     draw_frontier(table, points, curves, method.reference, run.output_dir / "frontier.png")
     run.write("samples.md", side_by_side(prompts, texts, gold, method.samples))
-    run.record(prompts=len(rows), policies=table, best_of_n=points)
+    headline = {f"gold_score_{name}": figures["gold_score"] for name, figures in table.items()}
+    headline |= {
+        f"win_rate_{name}": figures["win_rate"] for name, figures in table.items() if name != method.reference
+    }
+    run.record(prompts=len(rows), **headline, policies=table, best_of_n=points)
 
 
 if __name__ == "__main__":
