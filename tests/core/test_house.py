@@ -36,6 +36,10 @@ def family(path: Path) -> str:
     return path.relative_to(ROOT / "recipes").parts[0]
 
 
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 def test_imports_are_seen():
     """The rule below could not fail if nothing were found."""
     assert "rlhf" in imports(ROOT / "recipes/rlhf/ppo.py")
@@ -43,13 +47,13 @@ def test_imports_are_seen():
     assert "embedded" in imports(ROOT / "recipes/core/data.py")
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if family(path) in FAMILIES], ids=str)
+@pytest.mark.parametrize("path", [path for path in MODULES if family(path) in FAMILIES], ids=relative)
 def test_a_family_imports_no_other_family(path):
     others = set(FAMILIES) - {family(path)}
     assert not imports(path) & others
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if family(path) in SHARED], ids=str)
+@pytest.mark.parametrize("path", [path for path in MODULES if family(path) in SHARED], ids=relative)
 def test_what_is_shared_imports_no_family(path):
     assert not imports(path) & set(FAMILIES)
 

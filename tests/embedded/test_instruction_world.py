@@ -7,7 +7,7 @@ import pytest
 
 from recipes.embedded import mistakes as m
 from recipes.embedded.instructions import demonstrate, gold_score, instructions
-from recipes.embedded.task import KIND_OF, WORDS_OF, content, split_of
+from recipes.embedded.task import KIND_OF, MAX_NUMBER, WORDS_OF, content, split_of
 from recipes.embedded.world import TASKS, parse, pose
 
 SYSTEMATIC = {
@@ -85,7 +85,7 @@ def test_the_numbers_stay_in_the_world(task):
     rng = Random(0)
     for fields in drawn(task, 300):
         numbers = map(int, re.findall(r"\d+", task.prompt(fields, rng) + task.answer(fields)))
-        assert all(0 <= number <= 20 for number in numbers)
+        assert all(0 <= number <= MAX_NUMBER for number in numbers)
 
 
 def test_wordings_name_none_of_the_words():
