@@ -7,7 +7,8 @@ Papers: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences,
 The Trainer asks for the micro-batches of one optimizer step at a time (`get_batch_samples`). Every `steps_per_rollout`
 steps that question starts a rollout: sample a response to each prompt, score it, work out advantages. The steps that
 follow take their mini-batches from it (`compute_loss`). Accumulation, clipping, schedules, callbacks, checkpoints,
-DeepSpeed and FSDP stay the Trainer's own. The formulas are in `ppo_math`.
+DeepSpeed and FSDP stay the Trainer's own. The formulas are in `ppo_math`, a rollout's responses
+come from `ppo_rollout`, saving and resuming is in `ppo_checkpoints`.
 
 Three choices make a run repeatable. Each sample is drawn with random numbers of its own, made from (seed, rollout, its
 number in the rollout), so that neither batching nor the number of processes changes it. Each process holds the whole
@@ -27,13 +28,10 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -41,16 +39,15 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
-from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import identity
 
 from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_checkpoints import PPOCheckpoints
 from recipes.rlhf.ppo_config import PPOConfig
-from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, left_pad, select, tokenize_prompts
+from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, select, tokenize_prompts
 from recipes.rlhf.ppo_models import (
-    InverseCdfSampling,
     PolicyWithValue,
     copy_of,
     disable_dropout,
@@ -59,6 +56,7 @@ from recipes.rlhf.ppo_models import (
     whole_weights,
 )
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
+from recipes.rlhf.ppo_rollout import ResponseSampler
 
 logger = get_logger(__name__)
 
@@ -90,8 +88,8 @@ class PPOTrainer(PPOCheckpoints):
         callbacks, optimizers: As in `transformers.Trainer`.
 
     Raises:
-        ValueError: An option, a model or the data does not fit; the message says what to change.
-        RuntimeError: The loss or its gradient is not finite. Nothing is saved after that.
+        UserError: An option, a model or the data does not fit, or the loss or its gradient is not finite, after which
+            nothing is saved; the message says what to change.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch
@@ -172,15 +170,9 @@ class PPOTrainer(PPOCheckpoints):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.has_reference = args.kl_coef > 0
-        self.ref_model = self._freeze(PolicyWithValue(ref_model)) if self.has_reference and ref_model else None
+        self.ref_model = self._freeze(PolicyWithValue(ref_model)) if args.kl_coef > 0 and ref_model else None
         self.rewards.freeze(self._freeze)
-        self.generation_config = GenerationConfig(
-            max_new_tokens=args.response_length,
-            do_sample=False,  # `InverseCdfSampling` samples
-            eos_token_id=stop_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        self.sampler = ResponseSampler(args, tokenizer, self.accelerator, self.rewards, self.ref_model)
         self.kl_coef = args.kl_coef
         self._rollout: dict[str, Tensor] = {}
         self._rollout_metrics: dict[str, float] = {}
@@ -256,7 +248,7 @@ class PPOTrainer(PPOCheckpoints):
 
         mask, scores, values = batch["response_mask"], self.rewards.total(batch), batch["values"]
         kl = torch.zeros_like(values)
-        if self.has_reference:
+        if "ref_logprobs" in batch:
             kl = ppo_math.kl_penalty(batch["logprobs"], batch["ref_logprobs"], args.kl_estimator)
         rewards = ppo_math.token_rewards(scores, kl, mask, self.kl_coef)
         if args.whiten_rewards:
@@ -266,7 +258,7 @@ class PPOTrainer(PPOCheckpoints):
         self._rollout |= {"advantages": ppo_math.masked_whiten(advantages, mask), "returns": returns}
 
         self._rollout_stats.zero_()
-        self._rollout_metrics = {name: column.mean().item() for name, column in self._sample_metrics(batch).items()}
+        self._rollout_metrics = {name: column.mean().item() for name, column in self.sampler.metrics(batch).items()}
         self._rollout_metrics |= {
             "reward_std": scores.std().item(),
             "entropy": ppo_math.masked_mean(batch["entropy"], mask).item(),
@@ -285,70 +277,11 @@ class PPOTrainer(PPOCheckpoints):
             tensor = self.accelerator.pad_across_processes(tensor, dim=1, pad_first=name.startswith("prompt_"))
         return self.accelerator.gather(tensor)
 
-    @torch.no_grad()
     def _sample(self, model: nn.Module, examples: list[dict], keys: list[tuple[int, ...]]) -> dict[str, Tensor]:
-        """One response to each prompt, drawn with the random numbers of its key, and all that is known about it.
-
-        Returns the `SEQUENCE` tensors [B, P] and [B, R]; `logprobs`, `entropy`, `values` and, with a reference,
-        `ref_logprobs` [B, R], 0 at the padding; `scores` [B, reward functions].
-        """
-        device, length = self.args.device, self.args.response_length
-        uniforms = torch.stack([torch.rand(length, generator=self._generator(*key)) for key in keys]).to(device)
-        prompts = left_pad([example["prompt_ids"] for example in examples], self.processing_class.pad_token_id)
-        batch = {name: tensor.to(device) for name, tensor in prompts.items()}
-
-        with self.accelerator.autocast():
-            response_ids = self._generate(model, batch, uniforms)
-            mask = ppo_math.response_mask(response_ids, self.generation_config.eos_token_id)
-            batch = select(batch | {"response_ids": response_ids, "response_mask": mask}, torch.arange(len(examples)))
-            outputs = self._forward(model, batch, with_entropy=True)
-            if self.ref_model is not None:
-                outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
-            elif self.has_reference:
-                with self.accelerator.unwrap_model(model).policy.disable_adapter():
-                    outputs["ref_logprobs"] = self._forward(model, batch, with_value=False)["logprobs"]
-        batch |= {name: tensor * batch["response_mask"] for name, tensor in outputs.items()}
-        return batch | {"scores": self.rewards.score(examples, batch, self.accelerator)}
-
-    def _chunks(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        return torch.arange(len(batch["prompt_ids"])).split(self.args.local_rollout_forward_batch_size)
-
-    def _generate(self, model: nn.Module, prompts: dict[str, Tensor], uniforms: Tensor) -> Tensor:
-        """Responses [B, response_length] to left-padded prompts; what follows a stop token is padding."""
-        responses = torch.full_like(uniforms, self.processing_class.pad_token_id, dtype=torch.long)
-        gather = self.args.ds3_gather_for_generation and self.state.max_steps > 0  # before training they are whole
-        with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
-            for rows in self._chunks(prompts):
-                chunk = select(prompts, rows)
-                start = chunk["prompt_ids"].size(1)
-                sampling = InverseCdfSampling(uniforms[rows], start, self.args.temperature)
-                sequences = unwrapped.generate(
-                    input_ids=chunk["prompt_ids"],
-                    attention_mask=chunk["prompt_mask"],
-                    generation_config=self.generation_config,
-                    logits_processor=LogitsProcessorList([sampling]),
-                )
-                responses[rows, : sequences.size(1) - start] = sequences[:, start:]
-        return responses
-
-    def _forward(self, model: nn.Module, batch: dict[str, Tensor], **outputs: bool) -> dict[str, Tensor]:
-        """`PolicyWithValue.forward` in chunks, each without the padding it does not need."""
-        parts, length = defaultdict(list), batch["response_ids"].size(1)
-        for rows in self._chunks(batch):
-            result = model(**select(batch, rows), temperature=self.args.temperature, **outputs)
-            for name, tensor in result.items():
-                parts[name].append(pad(tensor, (0, length - tensor.size(1))))
-        return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-    def _sample_metrics(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is logged of each sample, in training and evaluation: name -> float32 [B]."""
-        metrics = {"reward": self.rewards.total(batch)}
-        metrics |= {f"reward/{name}": batch["scores"][:, i] for i, name in enumerate(self.rewards.names)}
-        if self.has_reference:
-            metrics["kl"] = (batch["logprobs"] - batch["ref_logprobs"]).sum(dim=1)
-        metrics["response_length"] = batch["response_mask"].sum(dim=1).float()
-        metrics["eos_share"] = self.rewards.ended(batch).float()
-        return metrics
+        """`ResponseSampler.sample`, each response drawn with the random numbers of its key."""
+        length = self.args.response_length
+        uniforms = torch.stack([torch.rand(length, generator=self._generator(*key)) for key in keys])
+        return self.sampler.sample(model, examples, uniforms, prepared=self.state.max_steps > 0)
 
     # ---- optimisation ----
 
@@ -431,7 +364,7 @@ class PPOTrainer(PPOCheckpoints):
         with whole_weights(self.model) if untrained else nullcontext():
             for examples in dataloader:
                 keys = [(EVALUATION, row) for row in range(first, first + len(examples))]
-                columns = self._sample_metrics(self._sample(self.model_wrapped, examples, keys))
+                columns = self.sampler.metrics(self._sample(self.model_wrapped, examples, keys))
                 tables.append(self.accelerator.gather_for_metrics(torch.stack(list(columns.values()), dim=1)))
                 first += self.args.eval_batch_size * self.args.world_size
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

@@ -6,7 +6,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.rlhf import ppo_math
-from recipes.rlhf.ppo_data import prompt_token_ids, response_texts, select
+from recipes.rlhf.ppo_data import left_pad, prompt_token_ids, response_texts, select
 from recipes.rlhf.ppo_models import InverseCdfSampling, PolicyWithValue
 
 BATCH = 256
@@ -47,11 +47,8 @@ def sample(
     ids = [prompt_token_ids(prompt, tokenizer) for prompt in prompts]
     longest, device = max(map(len, ids)), policy.device
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    tokens = {
-        "prompt_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device),
-        "prompt_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device),
-        "response_ids": torch.full((len(ids), response_length), pad, device=device),
-    }
+    tokens = {name: tensor.to(device) for name, tensor in left_pad(ids, pad).items()}
+    tokens["response_ids"] = torch.full((len(ids), response_length), pad, device=device)
     uniforms = torch.rand(len(ids), response_length, generator=torch.Generator().manual_seed(seed)).to(device)
     model = PolicyWithValue(policy.eval())
     for rows in torch.arange(len(ids), device=device).split(BATCH):

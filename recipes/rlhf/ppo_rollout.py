@@ -1,0 +1,108 @@
+"""The responses of a rollout: sampled from the policy, and all that is known of them."""
+
+from collections import defaultdict
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
+from trl.models.utils import unwrap_model_for_generation
+
+from recipes.rlhf import ppo_math
+from recipes.rlhf.ppo_config import PPOConfig
+from recipes.rlhf.ppo_data import left_pad, select
+from recipes.rlhf.ppo_models import InverseCdfSampling
+from recipes.rlhf.ppo_rewards import Rewards
+
+
+class ResponseSampler:
+    """Samples responses from a `PolicyWithValue` and measures them.
+
+    Without `ref_model` the reference of a KL penalty is the policy with its adapters off.
+    """
+
+    def __init__(
+        self,
+        args: PPOConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        rewards: Rewards,
+        ref_model: nn.Module | None,
+    ):
+        self.args, self.tokenizer, self.accelerator = args, tokenizer, accelerator
+        self.rewards, self.ref_model = rewards, ref_model
+        self.generation_config = GenerationConfig(
+            max_new_tokens=args.response_length,
+            do_sample=False,  # `InverseCdfSampling` samples
+            eos_token_id=rewards.stop_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self, model: nn.Module, examples: list[dict], uniforms: Tensor, prepared: bool = True
+    ) -> dict[str, Tensor]:
+        """One response to each prompt, drawn with its own random numbers in [0, 1) [B, response_length].
+
+        `prepared`: whether training has wrapped the model, so that ZeRO-3 may have to gather its weights.
+
+        Returns `prompt_ids`, `prompt_mask` [B, P], `response_ids`, `response_mask` [B, R]; `logprobs`, `entropy`,
+        `values` and, under a KL penalty, `ref_logprobs` [B, R], 0 at the padding; `scores` [B, reward functions].
+        """
+        device = self.args.device
+        prompts = left_pad([example["prompt_ids"] for example in examples], self.tokenizer.pad_token_id)
+        batch = {name: tensor.to(device) for name, tensor in prompts.items()}
+
+        with self.accelerator.autocast():
+            response_ids = self._generate(model, batch, uniforms.to(device), prepared)
+            mask = ppo_math.response_mask(response_ids, self.generation_config.eos_token_id)
+            batch = select(batch | {"response_ids": response_ids, "response_mask": mask}, torch.arange(len(examples)))
+            outputs = self._forward(model, batch, with_entropy=True)
+            if self.ref_model is not None:
+                outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
+            elif self.args.kl_coef > 0:
+                with self.accelerator.unwrap_model(model).policy.disable_adapter():
+                    outputs["ref_logprobs"] = self._forward(model, batch, with_value=False)["logprobs"]
+        batch |= {name: tensor * batch["response_mask"] for name, tensor in outputs.items()}
+        return batch | {"scores": self.rewards.score(examples, batch, self.accelerator)}
+
+    def metrics(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is logged of each sample, in training and evaluation: name -> float32 [B]."""
+        metrics = {"reward": self.rewards.total(batch)}
+        metrics |= {f"reward/{name}": batch["scores"][:, i] for i, name in enumerate(self.rewards.names)}
+        if "ref_logprobs" in batch:
+            metrics["kl"] = (batch["logprobs"] - batch["ref_logprobs"]).sum(dim=1)
+        metrics["response_length"] = batch["response_mask"].sum(dim=1).float()
+        metrics["eos_share"] = self.rewards.ended(batch).float()
+        return metrics
+
+    def _chunks(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return torch.arange(len(batch["prompt_ids"])).split(self.args.local_rollout_forward_batch_size)
+
+    def _generate(self, model: nn.Module, prompts: dict[str, Tensor], uniforms: Tensor, prepared: bool) -> Tensor:
+        """Responses [B, response_length] to left-padded prompts; what follows a stop token is padding."""
+        responses = torch.full_like(uniforms, self.tokenizer.pad_token_id, dtype=torch.long)
+        gather = self.args.ds3_gather_for_generation and prepared  # before training they are whole
+        with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
+            for rows in self._chunks(prompts):
+                chunk = select(prompts, rows)
+                start = chunk["prompt_ids"].size(1)
+                sampling = InverseCdfSampling(uniforms[rows], start, self.args.temperature)
+                sequences = unwrapped.generate(
+                    input_ids=chunk["prompt_ids"],
+                    attention_mask=chunk["prompt_mask"],
+                    generation_config=self.generation_config,
+                    logits_processor=LogitsProcessorList([sampling]),
+                )
+                responses[rows, : sequences.size(1) - start] = sequences[:, start:]
+        return responses
+
+    def _forward(self, model: nn.Module, batch: dict[str, Tensor], **outputs: bool) -> dict[str, Tensor]:
+        """`PolicyWithValue.forward` in chunks, each without the padding it does not need."""
+        parts, length = defaultdict(list), batch["response_ids"].size(1)
+        for rows in self._chunks(batch):
+            result = model(**select(batch, rows), temperature=self.args.temperature, **outputs)
+            for name, tensor in result.items():
+                parts[name].append(pad(tensor, (0, length - tensor.size(1))))
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
