@@ -390,14 +390,13 @@ def build(types_: Sequence[type], settings: Settings, name: str) -> dict[type, A
 def fit_to_machine(training: dict[str, Any]) -> None:
     """Set what one config needs to run on a laptop and on GPUs: the CPU where nothing else is, fp32 where bf16 is slow.
 
-    Without instructions for it a CPU emulates bf16, which takes several times as long as fp32.
+    Without instructions for it a CPU emulates bf16; TRL takes bf16 where nothing is said.
     """
     import torch
 
     on_cpu = training.setdefault("use_cpu", not torch.accelerator.is_available())
     can = torch.cpu.get_capabilities()
-    if on_cpu and training.get("bf16") and not (can.get("amx_bf16") or can.get("avx512_bf16") or can.get("bf16")):
-        print("bf16: this CPU has no instructions for it; the run is in fp32", file=sys.stderr)
+    if on_cpu and not (can.get("amx_bf16") or can.get("avx512_bf16") or can.get("bf16")):
         training["bf16"] = False
 
 

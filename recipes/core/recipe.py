@@ -1,6 +1,5 @@
 """`@recipe`: what turns a script's `main(run, model, data, training)` into a command."""
 
-import ctypes
 import functools
 import inspect
 import logging
@@ -50,7 +49,6 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def command(argv: Sequence[str] | None = None) -> None:
         quiet_libraries()
-        keep_freed_memory()
         from transformers import set_seed
 
         with report_user_errors():
@@ -91,20 +89,6 @@ def quiet_libraries() -> None:
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free: to hand it back to the system takes small steps on a CPU a fifth of their time.
-
-    Other C libraries have no such setting and go on as they are.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_TRIM_THRESHOLD, 2**30)
-    mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
 
 
 def connect_processes() -> None:

@@ -152,6 +152,8 @@ class Run:
             write_yaml(self.output_dir / "config.yaml", self.config.plain())
             if held is None:
                 write_json(self.output_dir / "run.json", fresh)
+            if self.settings.get("bf16") and not self.arguments.bf16:
+                print("bf16: this CPU has no instructions for it; the run is in fp32", file=sys.stderr)
         self._wait()
 
     def _wait(self) -> None:

@@ -489,14 +489,13 @@ def test_what_cannot_be_built_is_named_with_its_place(settings, message):
 @pytest.mark.parametrize(
     ("capabilities", "bf16"), [({}, False), ({"avx512_bf16": True}, True), ({"bf16": True}, True)]
 )
-def test_bf16_gives_way_where_a_cpu_would_emulate_it(capabilities, bf16, monkeypatch, capsys):
+def test_bf16_gives_way_where_a_cpu_would_emulate_it(capabilities, bf16, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     training = {"use_cpu": True, "bf16": True}
     fit_to_machine(training)
     assert training["bf16"] is bf16
-    assert capsys.readouterr().err.count("\n") == (not bf16)
 
 
 def test_choices_may_be_null():

@@ -160,6 +160,14 @@ def test_a_number_that_is_not_finite_leaves_valid_json(main, job, tmp_path, monk
     )
 
 
+def test_a_run_says_that_its_cpu_has_no_bf16(main, job, tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    main(RECIPE)(job(RECIPE, tmp_path / "run", "--bf16", "true"))
+    assert "bf16: this CPU has no instructions for it; the run is in fp32" in capsys.readouterr().err.splitlines()
+
+
 # ------------------------------------------------------------------------------------------------------- a second call
 def test_a_finished_run_is_left_alone(folder, again):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
