@@ -177,10 +177,8 @@ def main() -> None:
         if len(entries) > 1:
             reports.insert(0, f"# RLHF: {options.variant}, {len(entries)} seeds\n\n{seeds_table(entries)}\n")
         write_text(output_dir / "report.md", "\n\n".join(reports) + "\n")
-        write_json(
-            output_dir / "result.json",
-            entries[0] if len(entries) == 1 else {"variant": options.variant, "seeds": entries},
-        )
+        measured = entries[0] if len(entries) == 1 else {"seeds": entries}
+        write_json(output_dir / "result.json", {"variant": options.variant, **measured})
         print(
             reports[0]
             if len(entries) > 1

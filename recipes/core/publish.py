@@ -16,7 +16,7 @@ TOLERANCE = 0.05  # of the committed figure, or absolute where it is below 1: ot
 
 
 def publish(runs_dir: Path) -> list[str]:
-    """Copy the result of every finished run, and that of `make rlhf-seeds`; returns the names of the runs."""
+    """Copy the result of every finished run, and those of `make rlhf` and `make rlhf-seeds`; returns the names of the runs."""
     names = []
     for config in configs():
         result = read_json(runs_dir / config.name / "result.json")
@@ -24,13 +24,19 @@ def publish(runs_dir: Path) -> list[str]:
             write_json(RESULTS / f"{config.name}.json", result)
             for name in KEPT:
                 if (source := runs_dir / config.name / name).exists():
-                    kept = RESULTS / config.name / name
-                    write_atomically(kept, lambda temporary, source=source: shutil.copyfile(source, temporary))
+                    _keep(source, RESULTS / config.name / name)
             names.append(config.name)
     seeds = read_json(runs_dir / "rlhf-seeds" / "result.json")
     if seeds:
         write_json(RESULTS / "rlhf" / f"seeds-{seeds['variant']}.json", seeds)
+    chain = read_json(runs_dir / "rlhf" / "result.json")
+    if chain:
+        _keep(runs_dir / "rlhf" / "report.md", RESULTS / "rlhf" / f"report-{chain['variant']}.md")
     return names
+
+
+def _keep(source: Path, target: Path) -> None:
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def committed() -> dict[str, dict[str, Any]]:
