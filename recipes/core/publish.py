@@ -16,7 +16,7 @@ TOLERANCE = 0.05  # of the committed figure, or absolute where it is below 1: ot
 
 
 def publish(runs_dir: Path) -> list[str]:
-    """Copy the result of every finished run, and those of `make rlhf` and `make rlhf-seeds`; returns the names of the runs."""
+    """Copy the results of every finished run, of `make rlhf` and of `make rlhf-seeds`; returns the names of the runs."""
     names = []
     for config in configs():
         result = read_json(runs_dir / config.name / "result.json")
