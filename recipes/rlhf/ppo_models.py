@@ -4,10 +4,12 @@ import copy
 import inspect
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -15,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     GenerationConfig,
     LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,32 +26,37 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
+from recipes.rlhf.generation import generate
+from recipes.rlhf.head import head_logprobs
+from recipes.rlhf.packing import make_packable, pack
 
 HEAD_NAME = "value_head.safetensors"
+VALUE_ADAPTER = "value"
 
 
 class ScalarModel(nn.Module):
     """A classification model with one label, read at any token: a reward model or a value model."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel | PeftModel):
         super().__init__()
         self.model = model
         self.config = model.config
         self.config.use_cache = False
+        self.pools = not hasattr(without_adapter(model), "score")  # an encoder does so by itself
+        self.packs = not self.pools and packs(model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, last: int | None = None) -> Tensor:
-        """Score at the last real token [B]; with `last`, the value before each of the last `last` tokens [B, last].
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, at: Tensor | None = None) -> Tensor:
+        """Score at the last real token [B]; with `at`, bool [B, T], the score at each token it marks [N].
 
         Float32. The padding of `input_ids` [B, T] may be on either side, on both, or in between.
         """
-        model = without_adapter(self.model)
-        if not hasattr(model, "score"):  # an encoder, which pools by itself
+        if self.pools:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
-        hidden = model.base_model(**model_inputs(model.base_model, input_ids, attention_mask)).last_hidden_state
-        if last is None:
-            hidden = hidden[torch.arange(len(hidden), device=hidden.device), ppo_math.last_real_token(attention_mask)]
-        else:
-            hidden = hidden[:, -last - 1 : -1]
+        if at is None:
+            at = torch.zeros_like(attention_mask, dtype=torch.bool)
+            at[torch.arange(len(at), device=at.device), ppo_math.last_real_token(attention_mask)] = True
+        model = without_adapter(self.model)
+        hidden = states(model.base_model, self.packs, input_ids, attention_mask, at)
         return model.score(hidden).float().sum(dim=-1)  # of one label; `squeeze` is a view, which FSDP2 warns of
 
     def save(self, folder: str, state_dict: dict[str, Tensor]) -> None:
@@ -56,10 +64,14 @@ class ScalarModel(nn.Module):
 
 
 class ValueHead(nn.Linear):
-    """A value read from the policy's own last hidden states; at first it is 0 everywhere."""
+    """A value read from hidden states of the policy's trunk; at first it is 0 everywhere.
 
-    def __init__(self, hidden_size: int):
+    With `adapter` the trunk carries that adapter in place of the policy's own; else the policy's states are read.
+    """
+
+    def __init__(self, hidden_size: int, adapter: str | None = None):
         super().__init__(hidden_size, 1, bias=False)
+        self.adapter = adapter
         nn.init.zeros_(self.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -75,11 +87,29 @@ class ValueHead(nn.Linear):
         self.load_state_dict(load_file(os.path.join(folder, HEAD_NAME)))
 
 
+class AdapterScorer(nn.Module):
+    """A reward model that is an adapter on the policy's own frozen base, with a head of its own."""
+
+    def __init__(self, policy: PeftModel, head: ValueHead, name: str):
+        super().__init__()
+        self._policy = [policy]  # in a list, so that its parameters are not this module's
+        self.head, self.name = head, name
+        self.packs = packs(policy)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Score at the last real token [B], float32; inputs as for `ScalarModel`."""
+        at = torch.zeros_like(attention_mask, dtype=torch.bool)
+        at[torch.arange(len(at), device=at.device), ppo_math.last_real_token(attention_mask)] = True
+        with adapter(self._policy[0], self.head.adapter):
+            trunk = without_adapter(self._policy[0]).base_model
+            return self.head(states(trunk, self.packs, input_ids, attention_mask, at))
+
+
 class PolicyWithValue(nn.Module):
     """Policy and value model as the one module that is trained, so that DDP, ZeRO and FSDP see every parameter.
 
-    The value is a model of its own or a head on the policy's trunk: the trainer knows only what `forward` returns.
-    Without `value` it is a reference.
+    The value is a model of its own, or a head on the policy's trunk, under an adapter of its own or not: the trainer knows
+    only what `forward` returns. Without `value` it is a reference.
     """
 
     _keys_to_ignore_on_save = None  # Trainer asks for it when it loads a checkpoint
@@ -90,6 +120,9 @@ class PolicyWithValue(nn.Module):
         self.policy = policy
         self.value = value
         self.config = policy.config
+        self.packs = packs(policy) and has_plain_head(without_adapter(policy))
+        if isinstance(value, ValueHead) and value.adapter and not self.packs:
+            raise UserError("value_model 'adapter' needs a decoder whose attention packs: take 'shared' or 'separate'")
 
     def _models(self) -> list[PreTrainedModel]:
         models = [self.policy, getattr(self.value, "model", None)]
@@ -123,35 +156,78 @@ class PolicyWithValue(nn.Module):
     ) -> dict[str, Tensor]:
         """Takes left-padded prompts [B, P] and right-padded responses [B, R].
 
-        Returns `logprobs`, and where asked `values` and `entropy`, of the response tokens, each float32 [B, R]. The
-        value of a token is that of the state it is chosen in, before it is seen.
+        Returns `logprobs`, and where asked `values` and `entropy`, of the response tokens, each float32 [B, R], 0 at the
+        padding. The value of a token is that of the state it is chosen in, before it is seen; so the last token of a
+        response is never fed.
         """
-        input_ids = torch.cat([prompt_ids, response_ids], dim=1)
-        attention_mask = torch.cat([prompt_mask, response_mask], dim=1)
-        length = response_ids.size(1)
-
-        inputs = model_inputs(without_adapter(self.policy), input_ids, attention_mask, last=length + 1)
+        real = response_mask.bool()
+        input_ids = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
+        attention_mask = torch.cat([prompt_mask, response_mask[:, 1:]], dim=1)
+        at = torch.cat([torch.zeros_like(prompt_mask[:, 1:], dtype=torch.bool), real], dim=1)
         shared = with_value and isinstance(self.value, ValueHead)
-        result = self.policy(**inputs, output_hidden_states=shared)
-        logits = result.logits[:, -length - 1 : -1].float() / temperature
-        outputs = {"logprobs": ppo_math.token_logprobs(logits, response_ids)}
-        if with_entropy:
-            outputs["entropy"] = ppo_math.token_entropy(logits)
-        if shared:
-            outputs["values"] = self.value(result.hidden_states[-1][:, -length - 1 : -1])
-        elif with_value:
-            outputs["values"] = self.value(input_ids, attention_mask, last=length)
-        return outputs
 
-    def generate(self, **kwargs) -> Tensor:
-        """`generate` of the policy, free of what its own generation config asks for (top-k, repetition penalty)."""
+        policy = without_adapter(self.policy)
+        if self.packs:
+            hidden = states(policy.base_model, True, input_ids, attention_mask, at)
+            head = policy.get_output_embeddings()
+        else:  # what the policy makes of its hidden states is its own
+            inputs = model_inputs(policy, input_ids, attention_mask, last=real.size(1))
+            result = self.policy(**inputs, output_hidden_states=shared)
+            hidden = result.hidden_states[-1][:, -real.size(1) :][real] if shared else None
+        if self.packs:
+            logprobs, entropy = head_logprobs(head, hidden, response_ids[real], temperature, with_entropy)
+        else:
+            logits = result.logits[:, -real.size(1) :][real].float() / temperature
+            logprobs = ppo_math.token_logprobs(logits, response_ids[real])
+            entropy = ppo_math.token_entropy(logits) if with_entropy else None
+        outputs = {"logprobs": logprobs}
+        if with_entropy:
+            outputs["entropy"] = entropy
+        if shared and self.value.adapter:
+            with adapter(self.policy, self.value.adapter):
+                hidden = states(policy.base_model, True, input_ids, attention_mask, at)
+        if shared:
+            outputs["values"] = self.value(hidden)
+        elif with_value:
+            outputs["values"] = self.value(input_ids, attention_mask, at)
+        empty = torch.zeros(real.shape, device=real.device)
+        return {name: empty.masked_scatter(real, numbers) for name, numbers in outputs.items()}
+
+    def respond(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        uniforms: Tensor,
+        temperature: float,
+        stop_token_id: int | None,
+        pad_token_id: int,
+        synchronize: bool = False,
+    ) -> Tensor:
+        """`generation.generate` of the policy; of one that cannot take packed rows, by its own `generate`."""
+        if self.packs:
+            model = without_adapter(self.policy)
+            return generate(
+                model, prompt_ids, prompt_mask, uniforms, temperature, stop_token_id, pad_token_id, synchronize
+            )
+        config = GenerationConfig(
+            max_new_tokens=uniforms.size(1), do_sample=False, eos_token_id=stop_token_id, pad_token_id=pad_token_id
+        )
+        sampling = [InverseCdfSampling(uniforms, prompt_ids.size(1), temperature)] if temperature > 0 else []
         saved = self.policy.generation_config
-        self.policy.generation_config = GenerationConfig()
+        self.policy.generation_config = GenerationConfig()  # free of what it asks for itself, such as top-k
         try:
-            return self.policy.generate(**kwargs)
+            sequences = self.policy.generate(
+                input_ids=prompt_ids,
+                attention_mask=prompt_mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(sampling),
+                synced_gpus=synchronize,
+            )
         finally:
             for model in (self.policy, without_adapter(self.policy)):
                 model.generation_config = saved
+        responses = sequences[:, prompt_ids.size(1) :]
+        return nn.functional.pad(responses, (0, uniforms.size(1) - responses.size(1)), value=pad_token_id)
 
 
 class InverseCdfSampling(LogitsProcessor):
@@ -164,6 +240,88 @@ class InverseCdfSampling(LogitsProcessor):
         uniforms = self.uniforms[:, input_ids.size(1) - self.prompt_length]
         tokens = ppo_math.inverse_cdf_sample(scores.float() / self.temperature, uniforms)
         return torch.full_like(scores, -math.inf).scatter(1, tokens.unsqueeze(1), 0.0)
+
+
+def states(trunk: PreTrainedModel, packs: bool, input_ids: Tensor, attention_mask: Tensor, at: Tensor) -> Tensor:
+    """Last hidden states [N, H] at the tokens marked in `at`, bool [B, T], of sequences with padding anywhere."""
+    if packs:
+        packed = pack(input_ids, attention_mask)
+        return trunk(**packed.inputs).last_hidden_state[0].index_select(0, packed.index[at])
+    return trunk(**model_inputs(trunk, input_ids, attention_mask)).last_hidden_state[at]
+
+
+def packs(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the model takes packed rows, which it is made ready for; see `packing`."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return False  # what it puts before the prompt is added outside the transformers model
+    with whole_weights(model):
+        return make_packable(without_adapter(model))
+
+
+@torch.no_grad()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits of a causal language model are its head's output, neither scaled nor capped: by a try."""
+    with whole_weights(model):
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+        result = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+        plain = model.get_output_embeddings()(result.hidden_states[-1])
+        return torch.equal(plain.float(), result.logits.float())
+
+
+@contextmanager
+def adapter(policy: PeftModel, name: str | None):
+    """The policy under another of its adapters, or under none, for a while.
+
+    Unlike PEFT's `set_adapter` and `disable_adapter` it leaves alone which parameters are trained. A prompt-learning
+    method, which has no layers to switch, is turned off by PEFT.
+    """
+    if policy.active_peft_config.is_prompt_learning:
+        with policy.disable_adapter() if name is None else nullcontext():
+            yield
+        return
+    layers = [m for m in policy.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    saved = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._active_adapter, layer._disable_adapters = [name] if name else layer._active_adapter, name is None
+    try:
+        yield
+    finally:
+        for layer, active, disabled in saved:
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def check_switchable(policy: PeftModel) -> None:
+    """The reference of an adapter is the policy without it, so that all that is trained must be of the adapter.
+
+    Raises:
+        UserError: something else is trained too, such as biases of the base.
+    """
+    if policy.active_peft_config.is_prompt_learning:
+        return
+    inside = {
+        id(parameter)
+        for module in policy.modules()
+        if isinstance(module, BaseTunerLayer)
+        for name in module.adapter_layer_names
+        for parameter in getattr(module, name).parameters()
+    }
+    inside |= {
+        id(parameter)
+        for module in policy.modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for name, parameter in module.named_parameters()
+        if not name.startswith("original_module")
+    }
+    outside = [
+        name
+        for name, parameter in policy.named_parameters()
+        if parameter.requires_grad and id(parameter) not in inside
+    ]
+    if outside:
+        raise UserError(
+            f"the adapter cannot be switched off for the reference: it also trains {outside[0]} of the base; set "
+            "bias: none in peft, pass a ref_model, or set kl_coef to 0"
+        )
 
 
 def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, last: int | None = None) -> dict:

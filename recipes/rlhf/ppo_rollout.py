@@ -4,15 +4,17 @@ from collections import defaultdict
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models.utils import unwrap_model_for_generation
 
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import left_pad, select
-from recipes.rlhf.ppo_models import InverseCdfSampling
+from recipes.rlhf.ppo_models import adapter
 from recipes.rlhf.ppo_rewards import Rewards
 
 
@@ -32,12 +34,8 @@ class ResponseSampler:
     ):
         self.args, self.tokenizer, self.accelerator = args, tokenizer, accelerator
         self.rewards, self.ref_model = rewards, ref_model
-        self.generation_config = GenerationConfig(
-            max_new_tokens=args.response_length,
-            do_sample=False,  # `InverseCdfSampling` samples
-            eos_token_id=rewards.stop_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        sharded = is_deepspeed_zero3_enabled() or accelerator.distributed_type == DistributedType.FSDP
+        self.synchronize = sharded and accelerator.num_processes > 1
 
     @torch.no_grad()
     def sample(
@@ -56,13 +54,13 @@ class ResponseSampler:
 
         with self.accelerator.autocast():
             response_ids = self._generate(model, batch, uniforms.to(device), prepared)
-            mask = ppo_math.response_mask(response_ids, self.generation_config.eos_token_id)
+            mask = ppo_math.response_mask(response_ids, self.rewards.stop_token_id)
             batch = select(batch | {"response_ids": response_ids, "response_mask": mask}, torch.arange(len(examples)))
             outputs = self._forward(model, batch, with_entropy=True)
             if self.ref_model is not None:
                 outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
             elif self.args.kl_coef > 0:
-                with self.accelerator.unwrap_model(model).policy.disable_adapter():
+                with adapter(self.accelerator.unwrap_model(model).policy, None):
                     outputs["ref_logprobs"] = self._forward(model, batch, with_value=False)["logprobs"]
         batch |= {name: tensor * batch["response_mask"] for name, tensor in outputs.items()}
         return batch | {"scores": self.rewards.score(examples, batch, self.accelerator)}
@@ -87,15 +85,14 @@ class ResponseSampler:
         with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
             for rows in self._chunks(prompts):
                 chunk = select(prompts, rows)
-                start = chunk["prompt_ids"].size(1)
-                sampling = InverseCdfSampling(uniforms[rows], start, self.args.temperature)
-                sequences = unwrapped.generate(
-                    input_ids=chunk["prompt_ids"],
-                    attention_mask=chunk["prompt_mask"],
-                    generation_config=self.generation_config,
-                    logits_processor=LogitsProcessorList([sampling]),
+                responses[rows] = unwrapped.respond(
+                    **chunk,
+                    uniforms=uniforms[rows],
+                    temperature=self.args.temperature,
+                    stop_token_id=self.rewards.stop_token_id,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    synchronize=self.synchronize,
                 )
-                responses[rows, : sequences.size(1) - start] = sequences[:, start:]
         return responses
 
     def _forward(self, model: nn.Module, batch: dict[str, Tensor], **outputs: bool) -> dict[str, Tensor]:

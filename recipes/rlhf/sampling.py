@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_data import left_pad, prompt_token_ids, response_texts, select
-from recipes.rlhf.ppo_models import InverseCdfSampling, PolicyWithValue
+from recipes.rlhf.ppo_models import PolicyWithValue
 
 BATCH = 256
 
@@ -45,24 +45,17 @@ def sample(
         temperature: 0 takes the likeliest token.
     """
     ids = [prompt_token_ids(prompt, tokenizer) for prompt in prompts]
-    longest, device = max(map(len, ids)), policy.device
+    device = policy.device
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     tokens = {name: tensor.to(device) for name, tensor in left_pad(ids, pad).items()}
     tokens["response_ids"] = torch.full((len(ids), response_length), pad, device=device)
     uniforms = torch.rand(len(ids), response_length, generator=torch.Generator().manual_seed(seed)).to(device)
     model = PolicyWithValue(policy.eval())
     for rows in torch.arange(len(ids), device=device).split(BATCH):
-        sampling = [InverseCdfSampling(uniforms[rows], longest, temperature)] if temperature > 0 else []
-        sequences = model.generate(
-            input_ids=tokens["prompt_ids"][rows],
-            attention_mask=tokens["prompt_mask"][rows],
-            max_new_tokens=response_length,
-            do_sample=False,
-            eos_token_id=eos,
-            pad_token_id=pad,
-            logits_processor=LogitsProcessorList(sampling),
+        prompts_of_batch = select({name: tokens[name] for name in ("prompt_ids", "prompt_mask")}, rows)
+        tokens["response_ids"][rows] = model.respond(
+            **prompts_of_batch, uniforms=uniforms[rows], temperature=temperature, stop_token_id=eos, pad_token_id=pad
         )
-        tokens["response_ids"][rows, : sequences.size(1) - longest] = sequences[:, longest:]
     tokens["response_mask"] = ppo_math.response_mask(tokens["response_ids"], eos)
     ended = ((tokens["response_ids"] == eos) & tokens["response_mask"].bool()).any(dim=1)
     real = [row[mask.bool()].tolist() for row, mask in zip(tokens["response_ids"], tokens["response_mask"])]

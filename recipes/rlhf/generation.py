@@ -1,0 +1,100 @@
+"""Sampling responses: a decoding loop that drops the sequences that have ended from its batch."""
+
+import functools
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from recipes.rlhf import ppo_math
+
+SHRINK_BELOW = 0.8  # share of the batch that is unfinished; each time it falls below, the finished rows are dropped
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of a layer in memory that is reserved once, in place of a longer copy for every token."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+        self.reserved: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            rows, heads, _, _ = key_states.shape
+            self.reserved = [
+                new.new_empty(rows, heads, self.capacity, new.size(3)) for new in (key_states, value_states)
+            ]
+        end = self.length + key_states.size(2)
+        for reserved, new in zip(self.reserved, (key_states, value_states), strict=True):
+            reserved[:, :, self.length : end] = new
+        self.length = end
+        self.keys, self.values = (reserved[:, :, :end] for reserved in self.reserved)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reserved = [reserved[indices] for reserved in self.reserved]
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    stop_token_id: int | None,
+    pad_token_id: int,
+    synchronize: bool = False,
+) -> Tensor:
+    """Responses [B, R] to left-padded prompts [B, P], sampled with the random numbers `uniforms` in [0, 1) [B, R].
+
+    What follows a stop token is padding. `temperature` 0 takes the likeliest token. `synchronize`: go on until the
+    sequences of all processes have ended, as a model must whose weights are sharded over them.
+    """
+    trunk, head = model.base_model, model.get_output_embeddings()
+    (size, start), length, device = prompt_ids.shape, uniforms.size(1), prompt_ids.device
+    eager = "eager" in model.config.get_text_config()._attn_implementation
+    responses = torch.full_like(uniforms, pad_token_id, dtype=torch.long)
+    rows = torch.arange(size, device=device)  # of the responses, for each row of the shrinking batch
+    ended = torch.zeros_like(rows, dtype=torch.bool)
+    seen = torch.cat([prompt_mask.bool(), prompt_mask.new_ones(size, length, dtype=torch.bool)], dim=1)
+    positions = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, start + length - 1))
+
+    inputs = prompt_ids
+    # a token sees the real ones before it; and itself, so that the padding, which nobody sees, has something to look at
+    square = torch.ones(start, start, dtype=torch.bool, device=device)
+    visible = (seen[:, None, :start] & square.tril()) | square.tril().triu()
+    for step in range(length):
+        mask = visible.unsqueeze(1)
+        if eager:
+            mask = torch.zeros(mask.shape, device=device).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        hidden = trunk(
+            input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+        tokens = _choose(head(hidden), uniforms[rows, step], temperature)
+        responses[rows, step] = torch.where(ended, pad_token_id, tokens)
+        if stop_token_id is not None:
+            ended = ended | (tokens == stop_token_id)
+            left = int((~ended).sum())
+            if synchronize:
+                anywhere = torch.tensor([left], device=device)
+                torch.distributed.all_reduce(anywhere)
+            if (anywhere.item() if synchronize else left) == 0:
+                break
+            if 0 < left < SHRINK_BELOW * len(rows):
+                kept = (~ended).nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                rows, tokens, positions, seen, ended = (t[kept] for t in (rows, tokens, positions, seen, ended))
+        inputs, positions = tokens.unsqueeze(1), positions[:, -1:] + 1
+        visible = seen[:, None, : start + step + 1]
+    return responses
+
+
+def _choose(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    return ppo_math.inverse_cdf_sample(logits.float() / temperature, uniforms)

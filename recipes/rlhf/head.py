@@ -1,0 +1,78 @@
+"""Log-probabilities of tokens straight from hidden states, without holding the logits of a large vocabulary."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+BLOCK_BYTES = 2**27  # of float32 logits; what fits in one block is kept for the backward pass, else it is made again
+
+
+def head_logprobs(
+    head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(head(hidden) / temperature) at `tokens`, and where asked the entropy: float32 [N] each.
+
+    Takes hidden states [N, H] and tokens [N]. A plain linear head, V tokens wide, is applied block by block and its
+    gradient worked out by hand: of logits [N, V] no more than one block is ever held. Any other head (under an adapter,
+    quantised, sharded by ZeRO-3) is called as it is.
+    """
+    if type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features):
+        return _HeadLogprobs.apply(hidden, head.weight, head.bias, tokens, temperature, with_entropy)
+    logprobs = (head(hidden).float() / temperature).log_softmax(dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1) if with_entropy else None
+    return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """With z the logits, p their softmax, a the token: d log p_a / dz = 1_a - p and dH / dz = -p (log p + H)."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, tokens, temperature, with_entropy):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        ctx.temperature, ctx.dtypes = temperature, (hidden.dtype, weight.dtype)
+        states, weight = (hidden / temperature).to(dtype), weight.to(dtype)  # N x H numbers to divide, not N x V
+        bias = None if bias is None else (bias / temperature).to(dtype)
+        ctx.rows = max(1, BLOCK_BYTES // (4 * len(weight)))
+        logprobs, normalizers, entropies, ctx.kept = [], [], [], None
+        with torch.autocast(device, enabled=False):
+            for rows, chosen in zip(states.split(ctx.rows), tokens.split(ctx.rows), strict=True):
+                raw = linear(rows, weight, bias)
+                logits = raw.float()
+                normalizers.append(logits.logsumexp(dim=-1))
+                logprobs.append(logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - normalizers[-1])
+                if with_entropy:
+                    entropies.append(normalizers[-1] - (logits.softmax(dim=-1) * logits).sum(dim=-1))
+                if len(states) <= ctx.rows and any(ctx.needs_input_grad):
+                    ctx.kept = raw
+        entropy = torch.cat(entropies) if with_entropy else None
+        ctx.save_for_backward(states, weight, bias, tokens, torch.cat(normalizers), entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    def backward(ctx, grad_logprobs, grad_entropy):
+        states, weight, bias, tokens, normalizers, entropy = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_states, grad_weight, grad_bias = [], None, None
+        with torch.autocast(states.device.type, enabled=False):
+            for start in range(0, len(states), ctx.rows):
+                block = slice(start, start + ctx.rows)
+                raw = ctx.kept if ctx.kept is not None else linear(states[block], weight, bias)
+                slope = grad_logprobs[block].unsqueeze(-1)
+                logprobs = raw.float() - normalizers[block].unsqueeze(-1)
+                grad = -slope
+                if grad_entropy is not None and entropy is not None:
+                    grad = grad - grad_entropy[block].unsqueeze(-1) * (logprobs + entropy[block].unsqueeze(-1))
+                grad = logprobs.exp_().mul_(grad).scatter_add_(1, tokens[block].unsqueeze(-1), slope)
+                low = grad.to(states.dtype)
+                if needs_hidden:
+                    grad_states.append(low @ weight)
+                if needs_weight:
+                    part = (low.T @ states[block]).to(ctx.dtypes[1])
+                    grad_weight = part if grad_weight is None else grad_weight.add_(part)
+                if needs_bias:
+                    part = grad.sum(dim=0).to(ctx.dtypes[1]) / ctx.temperature
+                    grad_bias = part if grad_bias is None else grad_bias.add_(part)
+        ctx.kept = None
+        grad_hidden = torch.cat(grad_states).to(ctx.dtypes[0]) / ctx.temperature if needs_hidden else None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
