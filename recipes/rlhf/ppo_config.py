@@ -19,10 +19,13 @@ class PPOConfig(_BaseConfig):
     Departures from TRL 1.12: `num_mini_batches` multiplies the rollout where TRL divided the batch, so that an optimizer
     step takes what `transformers` calls a batch; `stop_token` defaults to `eos`, `gradient_checkpointing` to off,
     `logging_steps` to once per rollout; `stop_token_id` replaces `stop_token`. From `transformers` the defaults of
-    `learning_rate`, `logging_steps`, `remove_unused_columns` and, through TRL, `bf16` differ.
+    `learning_rate`, `adam_epsilon`, `logging_steps`, `remove_unused_columns` and, through TRL, `bf16` differ.
     """
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of AdamW."})
+    adam_epsilon: float = field(
+        default=1e-5, metadata={"help": "Epsilon of AdamW, as in the first PPO for language models (TRL's PPO: 1e-8)."}
+    )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Alias of `activation_checkpointing`, which trades time for memory; off."}
     )
@@ -76,6 +79,12 @@ class PPOConfig(_BaseConfig):
     reward_clip: float | None = field(
         default=None, metadata={"help": "Clip the weighted sum of the rewards to [-reward_clip, reward_clip]."}
     )
+    normalize_rewards: bool = field(
+        default=False,
+        metadata={
+            "help": "Scale the scores by the mean and standard deviation of all scores so far, before clipping."
+        },
+    )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken off the score of a response without stop token; a positive number."}
     )
@@ -104,10 +113,33 @@ class PPOConfig(_BaseConfig):
     cliprange_value: float = field(
         default=0.2, metadata={"help": "Range around the rollout's value outside which the value loss is flat."}
     )
+    dual_clip: float | None = field(
+        default=None,
+        metadata={"help": "Bound, above 1, on the ratio's weight where the advantage is negative; 3 in its paper."},
+    )
+    kl_stop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Skip the steps left on a rollout once the policy has moved this far from it, in nats a token."
+        },
+    )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus; 0: none."})
     gamma: float = field(default=1.0, metadata={"help": "Discount factor."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    ptx_coef: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the language modelling loss on `ptx_dataset` (PPO-ptx); 27.8 in its paper."},
+    )
+    ptx_length: int = field(default=128, metadata={"help": "Most tokens of a text of `ptx_dataset`."})
+
+    # guards
+    max_kl: float | None = field(
+        default=None, metadata={"help": "Stop when the mean KL of a rollout's responses is above this, in nats."}
+    )
+    min_eos_share: float | None = field(
+        default=None, metadata={"help": "Stop when fewer of a rollout's responses end with the stop token."}
+    )
 
     def __post_init__(self) -> None:
         for name, low in {
@@ -119,13 +151,18 @@ class PPOConfig(_BaseConfig):
             "kl_coef": 0,
             "vf_coef": 0,
             "entropy_coef": 0,
+            "ptx_coef": 0,
+            "ptx_length": 2,
         }.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
-        for name in ("temperature", "cliprange", "cliprange_value", "reward_clip", "missing_eos_penalty", "kl_target"):
+        positive = ("temperature", "cliprange", "cliprange_value", "reward_clip", "missing_eos_penalty", "kl_target")
+        for name in (*positive, "kl_stop", "max_kl"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("gamma", "lam"):
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise UserError(f"dual_clip must be above 1, not {self.dual_clip}: 3 is usual")
+        for name in ("gamma", "lam", *(["min_eos_share"] if self.min_eos_share is not None else [])):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.stop_token not in ("eos", None):
@@ -136,6 +173,10 @@ class PPOConfig(_BaseConfig):
             raise UserError(f"kl_estimator must be 'k1' or 'k3', not {self.kl_estimator!r}")
         if self.missing_eos_penalty is not None and self.stop_token is None and self.stop_token_id is None:
             raise UserError("missing_eos_penalty needs a stop token: set stop_token: eos or stop_token_id")
+        if self.min_eos_share is not None and self.stop_token is None and self.stop_token_id is None:
+            raise UserError("min_eos_share needs a stop token: set stop_token: eos or stop_token_id")
+        if self.max_kl is not None and self.kl_coef == 0:
+            raise UserError("max_kl needs a reference, which kl_coef 0 leaves out: set a small kl_coef, e.g. 1e-6")
         if self.kl_target is not None and self.kl_coef == 0:
             raise UserError("kl_target adapts kl_coef, which is 0: start from a kl_coef above 0, e.g. 0.05")
         if self.total_episodes is not None and self.max_steps > 0:

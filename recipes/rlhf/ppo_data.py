@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -116,6 +117,32 @@ def left_pad(prompts: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
     return {
         "prompt_ids": torch.tensor([[pad_token_id] * missing + ids for missing, ids in rows]),
         "prompt_mask": torch.tensor([[0] * missing + [1] * len(ids) for missing, ids in rows]),
+    }
+
+
+def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
+    """Texts of pretraining data as token ids, cut after `length` tokens; those of a single token are left out.
+
+    Raises:
+        UserError: no text is left.
+    """
+    tokens = [ids[:length] for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    tokens = [ids for ids in tokens if len(ids) > 1]
+    if not tokens:
+        raise UserError("ptx_dataset holds no text of two tokens or more")
+    return tokens
+
+
+def text_batch(texts: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """Texts as a prompt of one token and a right-padded response, the form that `PolicyWithValue` takes."""
+    rows = [torch.tensor(text) for text in texts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return {
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": mask[:, :1],
+        "response_ids": ids[:, 1:],
+        "response_mask": mask[:, 1:],
     }
 
 

@@ -7,6 +7,7 @@ Papers: Schulman et al. 2016, High-Dimensional Continuous Control Using Generali
         arXiv 1506.02438.
         Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347.
         Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, arXiv 1909.08593.
+        Ye et al. 2020, Mastering Complex Control in MOBA Games with Deep Reinforcement Learning, arXiv 1912.09729.
         Schulman 2020, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
         Huang et al. 2024, The N+ Implementation Details of RLHF with PPO, arXiv 2403.17031.
 """
@@ -103,15 +104,21 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float, dual_clip: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clipped surrogate loss of each token; all [B, R]; returns (loss, ratio, where the clip decides).
 
-    -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A), Schulman et al. 2017, eq. 7.
+    -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A), Schulman et al. 2017, eq. 7. With `dual_clip` c the loss of
+    a negative advantage is at most -c A, however large the ratio (Ye et al. 2020, eq. 5).
     """
     ratio = (logprobs - old_logprobs).exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(unclipped, clipped), ratio, clipped > unclipped
+    loss, decides = torch.maximum(unclipped, clipped), clipped > unclipped
+    if dual_clip is not None:
+        bound = -dual_clip * advantages
+        decides = decides | ((advantages < 0) & (loss > bound))
+        loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    return loss, ratio, decides
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float) -> tuple[Tensor, Tensor]:
@@ -131,6 +138,26 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
     return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
+
+
+def joined_moments(moments: Tensor, values: Tensor) -> Tensor:
+    """(count, mean, sum of squared deviations) of all values so far, float64 [3], with the given ones [B] added.
+
+    Chan et al. 1983, Algorithms for Computing the Sample Variance, eq. 1.5.
+    """
+    count, mean, squares = moments
+    values = values.double()
+    added, shift = len(values), values.mean() - mean
+    total = count + added
+    squares = squares + ((values - values.mean()) ** 2).sum() + shift**2 * count * added / total
+    return torch.stack([total, mean + shift * added / total, squares])
+
+
+def normalized(values: Tensor, moments: Tensor) -> Tensor:
+    """Values [B] less the mean, over the standard deviation, that `joined_moments` holds."""
+    count, mean, squares = moments
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt().clamp(min=1e-8)
+    return ((values - mean) / deviation).to(values.dtype)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:

@@ -7,7 +7,7 @@ import os
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
@@ -52,9 +52,7 @@ class ScalarModel(nn.Module):
         """
         if self.pools:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
-        if at is None:
-            at = torch.zeros_like(attention_mask, dtype=torch.bool)
-            at[torch.arange(len(at), device=at.device), ppo_math.last_real_token(attention_mask)] = True
+        at = last_cells(attention_mask) if at is None else at
         model = without_adapter(self.model)
         hidden = states(model.base_model, self.packs, input_ids, attention_mask, at)
         return model.score(hidden).float().sum(dim=-1)  # of one label; `squeeze` is a view, which FSDP2 warns of
@@ -87,24 +85,6 @@ class ValueHead(nn.Linear):
         self.load_state_dict(load_file(os.path.join(folder, HEAD_NAME)))
 
 
-class AdapterScorer(nn.Module):
-    """A reward model that is an adapter on the policy's own frozen base, with a head of its own."""
-
-    def __init__(self, policy: PeftModel, head: ValueHead, name: str):
-        super().__init__()
-        self._policy = [policy]  # in a list, so that its parameters are not this module's
-        self.head, self.name = head, name
-        self.packs = packs(policy)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score at the last real token [B], float32; inputs as for `ScalarModel`."""
-        at = torch.zeros_like(attention_mask, dtype=torch.bool)
-        at[torch.arange(len(at), device=at.device), ppo_math.last_real_token(attention_mask)] = True
-        with adapter(self._policy[0], self.head.adapter):
-            trunk = without_adapter(self._policy[0]).base_model
-            return self.head(states(trunk, self.packs, input_ids, attention_mask, at))
-
-
 class PolicyWithValue(nn.Module):
     """Policy and value model as the one module that is trained, so that DDP, ZeRO and FSDP see every parameter.
 
@@ -115,14 +95,24 @@ class PolicyWithValue(nn.Module):
     _keys_to_ignore_on_save = None  # Trainer asks for it when it loads a checkpoint
     is_gradient_checkpointing = False  # TRL asks for it before generation, which runs in eval mode and has none
 
-    def __init__(self, policy: PreTrainedModel | PeftModel, value: ScalarModel | ValueHead | None = None):
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        value: ScalarModel | ValueHead | None = None,
+        scorers: dict[str, ValueHead] | None = None,
+    ):
         super().__init__()
         self.policy = policy
         self.value = value
+        self.scorers = nn.ModuleDict(scorers or {})
         self.config = policy.config
         self.packs = packs(policy) and has_plain_head(without_adapter(policy))
-        if isinstance(value, ValueHead) and value.adapter and not self.packs:
-            raise UserError("value_model 'adapter' needs a decoder whose attention packs: take 'shared' or 'separate'")
+        if (scorers or getattr(value, "adapter", None)) and not self.packs:
+            raise UserError(
+                "an adapter as value or reward model needs a decoder that takes packed rows, and "
+                f"{policy.config.model_type} with this attention does not: take value_model 'shared' or 'separate', and "
+                "whole reward models"
+            )
 
     def _models(self) -> list[PreTrainedModel]:
         models = [self.policy, getattr(self.value, "model", None)]
@@ -153,13 +143,19 @@ class PolicyWithValue(nn.Module):
         temperature: float,
         with_value: bool = True,
         with_entropy: bool = False,
+        ptx: dict[str, Tensor] | None = None,
+        scorer: str | None = None,
     ) -> dict[str, Tensor]:
         """Takes left-padded prompts [B, P] and right-padded responses [B, R].
 
-        Returns `logprobs`, and where asked `values` and `entropy`, of the response tokens, each float32 [B, R], 0 at the
+        With `scorer` it returns `scores` [B], the reward that this adapter reads at the last token. Else it
+        returns `logprobs`, and where asked `values` and `entropy`, of the response tokens, each float32 [B, R], 0 at the
         padding. The value of a token is that of the state it is chosen in, before it is seen; so the last token of a
-        response is never fed.
+        response is never fed. `ptx` holds texts as such sequences of which everything but the first token is response; their
+        log-probabilities, at temperature 1, are `ptx_logprobs`.
         """
+        if scorer is not None:
+            return {"scores": self._score(scorer, prompt_ids, prompt_mask, response_ids, response_mask)}
         real = response_mask.bool()
         input_ids = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
         attention_mask = torch.cat([prompt_mask, response_mask[:, 1:]], dim=1)
@@ -191,7 +187,20 @@ class PolicyWithValue(nn.Module):
         elif with_value:
             outputs["values"] = self.value(input_ids, attention_mask, at)
         empty = torch.zeros(real.shape, device=real.device)
-        return {name: empty.masked_scatter(real, numbers) for name, numbers in outputs.items()}
+        outputs = {name: empty.masked_scatter(real, numbers) for name, numbers in outputs.items()}
+        if ptx is not None:
+            outputs["ptx_logprobs"] = self.forward(**ptx, temperature=1.0, with_value=False)["logprobs"]
+        return outputs
+
+    def _score(
+        self, scorer: str, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+    ) -> Tensor:
+        input_ids = torch.cat([prompt_ids, response_ids], dim=1)
+        attention_mask = torch.cat([prompt_mask, response_mask], dim=1)
+        head, policy = self.scorers[scorer], without_adapter(self.policy)
+        with adapter(self.policy, head.adapter):
+            hidden = states(policy.base_model, True, input_ids, attention_mask, last_cells(attention_mask))
+        return head(hidden)
 
     def respond(
         self,
@@ -240,6 +249,13 @@ class InverseCdfSampling(LogitsProcessor):
         uniforms = self.uniforms[:, input_ids.size(1) - self.prompt_length]
         tokens = ppo_math.inverse_cdf_sample(scores.float() / self.temperature, uniforms)
         return torch.full_like(scores, -math.inf).scatter(1, tokens.unsqueeze(1), 0.0)
+
+
+def last_cells(mask: Tensor) -> Tensor:
+    """Marks the last real token of each row of `mask` [B, T]: bool [B, T]."""
+    cells = torch.zeros_like(mask, dtype=torch.bool)
+    cells[torch.arange(len(mask), device=mask.device), ppo_math.last_real_token(mask)] = True
+    return cells
 
 
 def states(trunk: PreTrainedModel, packs: bool, input_ids: Tensor, attention_mask: Tensor, at: Tensor) -> Tensor:
@@ -366,8 +382,8 @@ def make_value_model(
 
     `reward_models` are those that read the policy's own tokens.
     """
-    if given == "shared":
-        return ValueHead(policy.config.get_text_config().hidden_size)
+    if given in ("shared", "adapter"):
+        return ValueHead(policy.config.get_text_config().hidden_size, VALUE_ADAPTER if given == "adapter" else None)
     if isinstance(given, str) and given != "separate":
         load = AutoModelForSequenceClassification.from_pretrained
         given = load(given, num_labels=1, dtype=torch.float32)
@@ -383,6 +399,58 @@ def make_value_model(
     if isinstance(policy, PeftModel):
         raise UserError("a policy that comes with an adapter needs a value_model: 'shared', a model, or its path")
     return ScalarModel(value_model_from(policy))
+
+
+def add_value_adapter(policy: PeftModel, head: ValueHead, scorers: dict[str, ValueHead]) -> None:
+    """Gives the policy the adapter that the value `head` reads: the first reward's adapter, else one like the policy's."""
+    source = next(iter(scorers.values()), None)
+    name = source.adapter if source is not None else policy.active_adapter
+    if head.adapter not in policy.peft_config:
+        policy.add_adapter(head.adapter, copy.deepcopy(policy.peft_config[name]))
+    if source is not None:
+        set_peft_model_state_dict(
+            policy, get_peft_model_state_dict(policy, adapter_name=name), adapter_name=head.adapter
+        )
+        head.load_state_dict(source.state_dict())
+
+
+def train_adapters(policy: PeftModel, names: list[str]) -> None:
+    """Marks the parameters of these adapters, and no others, as trained; PEFT's own switch knows a single one."""
+    for module in policy.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            for name, parameter in module.named_parameters():
+                if any(part in policy.peft_config for part in name.split(".")):
+                    parameter.requires_grad_(any(part in names for part in name.split(".")))
+
+
+def reward_adapter(policy: PeftModel, folder: str, name: str) -> ValueHead:
+    """Adds the reward model in `folder`, an adapter with a score head, to the policy; returns the head that reads it.
+
+    Raises:
+        UserError: the folder holds no adapter, or one of another base.
+    """
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except ValueError:
+        raise UserError(f"reward model {folder} is no adapter: load it as a model, or name a run with peft") from None
+    base = policy.get_base_model().config._name_or_path
+    if os.path.normpath(config.base_model_name_or_path or "") != os.path.normpath(base):
+        raise UserError(
+            f"reward model {folder} is an adapter on {config.base_model_name_or_path} and the policy one on {base}: train "
+            "both on one base, or merge the reward model's adapter"
+        )
+    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
+    weights = load_peft_weights(folder, device="cpu")
+    scores = [key for key in weights if key.endswith("score.weight")]
+    if not scores:
+        raise UserError(f"reward model {folder} has no score head: train it with rlhf/reward and peft")
+    head = ValueHead(policy.config.get_text_config().hidden_size, name)
+    head.load_state_dict({"weight": weights.pop(scores[0])})
+    policy.add_adapter(name, config)
+    unexpected = set_peft_model_state_dict(policy, weights, adapter_name=name).unexpected_keys
+    if unexpected:
+        raise UserError(f"reward model {folder} does not fit the policy's base: it has {unexpected[0]}")
+    return head.requires_grad_(False)
 
 
 def value_model_from(policy: PreTrainedModel) -> PreTrainedModel:

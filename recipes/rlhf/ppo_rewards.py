@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template
@@ -13,9 +14,9 @@ from trl.trainer.utils import get_callable_name
 from recipes.core.errors import UserError
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import response_texts
-from recipes.rlhf.ppo_models import ScalarModel, vocabulary_size
+from recipes.rlhf.ppo_models import ScalarModel, ValueHead, reward_adapter, vocabulary_size
 
-RewardFunc = nn.Module | Callable[..., list[float]]
+RewardFunc = nn.Module | Callable[..., list[float]] | str
 
 
 class Rewards:
@@ -39,10 +40,19 @@ class Rewards:
                 raise UserError(f"{option} has {len(given)} entries for {len(self.funcs)} reward functions")
         self.weights = torch.tensor(weights, dtype=torch.float32, device=args.device)
         self.names, self.tokenizers = [], []
+        self.sources = [
+            func if isinstance(func, str) else func.config._name_or_path
+            for func in self.funcs
+            if isinstance(func, str | nn.Module) and (isinstance(func, str) or hasattr(func, "config"))
+        ]
         for func, tokenizer in zip(self.funcs, tokenizers, strict=True):
             name = reward_name(func)
             self.names.append(f"{name}_{len(self.names)}" if name in self.names else name)
             self.tokenizers.append(None)
+            if isinstance(func, str) and not isinstance(policy, PeftModel):
+                raise UserError(
+                    f"reward model {func} is an adapter and the policy has none: give peft, or load the model"
+                )
             if not isinstance(func, nn.Module):
                 continue
             if func.config.num_labels != 1:
@@ -61,14 +71,27 @@ class Rewards:
         pairs = zip(self.funcs, self.tokenizers, strict=True)
         return [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
 
+    def attach(self, policy: PeftModel) -> dict[str, ValueHead]:
+        """Loads the reward models that are adapters onto the policy's base; their heads by name."""
+        pairs = zip(self.names, self.funcs, strict=True)
+        adapters = {name: func for name, func in pairs if isinstance(func, str)}
+        return {name: reward_adapter(policy, folder, f"reward_{name}") for name, folder in adapters.items()}
+
     def freeze(self, prepare: Callable[[nn.Module], nn.Module]) -> None:
         """Makes the reward models ready to score, each wrapped as `prepare` wants it."""
         self.funcs = [prepare(ScalarModel(func)) if isinstance(func, nn.Module) else func for func in self.funcs]
 
-    def score(self, examples: list[dict], batch: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
+    def score(
+        self,
+        examples: list[dict],
+        batch: dict[str, Tensor],
+        accelerator: Accelerator,
+        score_with: Callable[[str], Tensor] | None = None,
+    ) -> Tensor:
         """What each reward function gives the response to each example: float32 [B, reward functions].
 
-        `batch` holds `prompt_ids` and `prompt_mask` [B, P], `response_ids` and `response_mask` [B, R].
+        `score_with` asks the policy for the scores of one of its adapters, by name. `batch` holds `prompt_ids` and
+        `prompt_mask` [B, P], `response_ids` and `response_mask` [B, R].
         """
         token_ids = [
             ids[mask.bool()].tolist() for ids, mask in zip(batch["response_ids"], batch["response_mask"], strict=True)
@@ -83,6 +106,9 @@ class Rewards:
 
         scores = []
         for func, name, tokenizer in zip(self.funcs, self.names, self.tokenizers, strict=True):
+            if isinstance(func, str):
+                scores.append(score_with(name))
+                continue
             if not isinstance(func, nn.Module):
                 given = func(prompts=prompts, completions=completions, completion_ids=token_ids, **columns)
                 scores.append(checked(given, name, len(examples)).to(accelerator.device))
@@ -110,7 +136,12 @@ class Rewards:
 
     def total(self, batch: dict[str, Tensor]) -> Tensor:
         """The score PPO trains on [B]: `scores` weighted, summed, clipped, less the penalty for a missing stop token."""
-        total = batch["scores"] @ self.weights
+        return self.bounded(self.weighted(batch), batch)
+
+    def weighted(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["scores"] @ self.weights
+
+    def bounded(self, total: Tensor, batch: dict[str, Tensor]) -> Tensor:
         if self.args.reward_clip is not None:
             total = total.clamp(-self.args.reward_clip, self.args.reward_clip)
         if self.args.missing_eos_penalty is not None:
@@ -120,6 +151,8 @@ class Rewards:
 
 def reward_name(func: RewardFunc) -> str:
     """Under which name a reward function is logged."""
+    if isinstance(func, str):
+        return os.path.basename(func.rstrip("/"))
     if isinstance(func, nn.Module):
         return os.path.basename(func.config._name_or_path.rstrip("/")) or type(func).__name__
     if not callable(func):

@@ -1,6 +1,8 @@
 """The responses of a rollout: sampled from the policy, and all that is known of them."""
 
+import time
 from collections import defaultdict
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +18,8 @@ from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import left_pad, select
 from recipes.rlhf.ppo_models import adapter
 from recipes.rlhf.ppo_rewards import Rewards
+
+SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
 
 
 class ResponseSampler:
@@ -35,6 +39,7 @@ class ResponseSampler:
         self.args, self.tokenizer, self.accelerator = args, tokenizer, accelerator
         self.rewards, self.ref_model = rewards, ref_model
         sharded = is_deepspeed_zero3_enabled() or accelerator.distributed_type == DistributedType.FSDP
+        self.seconds: dict[str, float] = defaultdict(float)
         self.synchronize = sharded and accelerator.num_processes > 1
 
     @torch.no_grad()
@@ -52,10 +57,11 @@ class ResponseSampler:
         prompts = left_pad([example["prompt_ids"] for example in examples], self.tokenizer.pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in prompts.items()}
 
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.phase("generation"):
             response_ids = self._generate(model, batch, uniforms.to(device), prepared)
             mask = ppo_math.response_mask(response_ids, self.rewards.stop_token_id)
             batch = select(batch | {"response_ids": response_ids, "response_mask": mask}, torch.arange(len(examples)))
+        with self.accelerator.autocast(), self.phase("log-probabilities"):
             outputs = self._forward(model, batch, with_entropy=True)
             if self.ref_model is not None:
                 outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
@@ -63,14 +69,29 @@ class ResponseSampler:
                 with adapter(self.accelerator.unwrap_model(model).policy, None):
                     outputs["ref_logprobs"] = self._forward(model, batch, with_value=False)["logprobs"]
         batch |= {name: tensor * batch["response_mask"] for name, tensor in outputs.items()}
-        return batch | {"scores": self.rewards.score(examples, batch, self.accelerator)}
+        with self.phase("scoring"):
+            scores = self.rewards.score(
+                examples, batch, self.accelerator, lambda name: self._scores(model, batch, name)
+            )
+        return batch | {"scores": scores}
+
+    @contextmanager
+    def phase(self, name: str):
+        """Counts the seconds that pass in `seconds`, by name."""
+        synchronize = torch.cuda.synchronize if self.args.device.type == "cuda" else lambda: None
+        synchronize()
+        start = time.monotonic()
+        yield
+        synchronize()
+        self.seconds[name] += time.monotonic() - start
 
     def metrics(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is logged of each sample, in training and evaluation: name -> float32 [B]."""
         metrics = {"reward": self.rewards.total(batch)}
         metrics |= {f"reward/{name}": batch["scores"][:, i] for i, name in enumerate(self.rewards.names)}
         if "ref_logprobs" in batch:
-            metrics["kl"] = (batch["logprobs"] - batch["ref_logprobs"]).sum(dim=1)
+            pair = (batch["logprobs"], batch["ref_logprobs"])
+            metrics["kl"], metrics["kl_k3"] = (ppo_math.kl_penalty(*pair, name).sum(dim=1) for name in ("k1", "k3"))
         metrics["response_length"] = batch["response_mask"].sum(dim=1).float()
         metrics["eos_share"] = self.rewards.ended(batch).float()
         return metrics
@@ -95,11 +116,21 @@ class ResponseSampler:
                 )
         return responses
 
+    def _scores(self, model: nn.Module, batch: dict[str, Tensor], scorer: str) -> Tensor:
+        sequence = {name: batch[name] for name in SEQUENCE}
+        with self.accelerator.autocast():
+            parts = [
+                model(**select(sequence, rows), temperature=1.0, scorer=scorer)["scores"]
+                for rows in self._chunks(batch)
+            ]
+        return torch.cat(parts)
+
     def _forward(self, model: nn.Module, batch: dict[str, Tensor], **outputs: bool) -> dict[str, Tensor]:
         """`PolicyWithValue.forward` in chunks, each without the padding it does not need."""
         parts, length = defaultdict(list), batch["response_ids"].size(1)
+        sequence = {name: batch[name] for name in SEQUENCE}
         for rows in self._chunks(batch):
-            result = model(**select(batch, rows), temperature=self.args.temperature, **outputs)
+            result = model(**select(sequence, rows), temperature=self.args.temperature, **outputs)
             for name, tensor in result.items():
                 parts[name].append(pad(tensor, (0, length - tensor.size(1))))
         return {name: torch.cat(tensors) for name, tensors in parts.items()}

@@ -46,23 +46,46 @@ from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_checkpoints import PPOCheckpoints
 from recipes.rlhf.ppo_config import PPOConfig
-from recipes.rlhf.ppo_data import RolloutSampler, check_rollout_size, select, tokenize_prompts
+from recipes.rlhf.ppo_data import (
+    RolloutSampler,
+    check_rollout_size,
+    select,
+    text_batch,
+    tokenize_prompts,
+    tokenize_texts,
+)
+from recipes.rlhf.ppo_guards import check_bounds, optimizer_bytes, preflight, weight_bytes
 from recipes.rlhf.ppo_models import (
+    VALUE_ADAPTER,
     PolicyWithValue,
+    add_value_adapter,
+    check_switchable,
     copy_of,
     disable_dropout,
     make_value_model,
+    train_adapters,
     vocabulary_size,
     whole_weights,
+    without_adapter,
 )
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
-from recipes.rlhf.ppo_rollout import ResponseSampler
+from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
 
 logger = get_logger(__name__)
 
-SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
-STATS = ("loss", "policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "drift")
-PROMPTS, SAMPLING, SHUFFLING, EVALUATION = range(4)  # what a stream of random numbers is for
+STATS = (
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "clip_fraction",
+    "value_clip_fraction",
+    "ratio",
+    "approx_kl",
+    "drift",
+    "ptx_loss",
+)
+APPROX_KL, DRIFT = STATS.index("approx_kl"), STATS.index("drift")
+PROMPTS, SAMPLING, SHUFFLING, EVALUATION, PRETRAINING = range(5)  # what a stream of random numbers is for
 
 
 class PPOTrainer(PPOCheckpoints):
@@ -72,6 +95,7 @@ class PPOTrainer(PPOCheckpoints):
         model: The policy: a causal language model, its path, or a `PeftModel`, whose base is then the reference.
         reward_funcs: One or a list of sequence classification models with one label, and of Python functions
             `f(prompts, completions, completion_ids, **columns) -> list[float]` (take `**kwargs` for what is not used).
+            The path of an adapter with a score head, trained on the policy's base, is loaded onto that base.
         args: Options.
         train_dataset: Prompts in a column `prompt`: strings, or conversations as lists of messages. Other columns are
             passed on to the Python functions.
@@ -81,10 +105,13 @@ class PPOTrainer(PPOCheckpoints):
             of its own, a model scores the text of prompt and response, through its own chat template.
         value_model: "separate" (the default), a copy of the first reward model that shares the policy's vocabulary,
             else the policy's trunk under a new head that starts at 0; "shared", such a head on the trunk of the policy
-            itself; or a sequence classification model with one label, or its path.
+            itself; "adapter", such a head on the policy's frozen base under an adapter of its own (needs `peft_config`; it
+            starts as a copy of the first reward adapter); or a sequence classification model with one label, or its path.
         ref_model: Reference of the KL penalty; by default the policy as it is before training. For a PEFT policy that
             is the policy with its adapters off, and nothing is copied.
         peft_config: Trains an adapter on the policy in place of its weights.
+        ptx_dataset: Texts in a column `text`, whose language modelling loss times `ptx_coef` joins the policy's (PPO-ptx,
+            Ouyang et al. 2022, eq. 2); as `{"train": …, "test": …}` the test texts are measured in every evaluation.
         callbacks, optimizers: As in `transformers.Trainer`.
 
     Raises:
@@ -106,6 +133,7 @@ class PPOTrainer(PPOCheckpoints):
         value_model: str | PreTrainedModel = "separate",
         ref_model: PreTrainedModel | None = None,
         peft_config: PeftConfig | None = None,
+        ptx_dataset: Dataset | dict[str, Dataset] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ):
@@ -131,6 +159,10 @@ class PPOTrainer(PPOCheckpoints):
             eval_dataset = {name: self._tokenize(data, f"eval_dataset {name}") for name, data in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._tokenize(eval_dataset, "eval_dataset")
+        ptx_dataset = ptx_dataset if isinstance(ptx_dataset, dict) else {"train": ptx_dataset}
+        self.ptx, self.ptx_test = (self._tokenize_texts(ptx_dataset.get(split)) for split in ("train", "test"))
+        if args.ptx_coef > 0 and self.ptx is None:
+            raise UserError("ptx_coef mixes pretraining data in: give ptx_dataset, texts in a column text")
         self.rollout_size = check_rollout_size(args, len(train_dataset))
         self.local_rollout_size = self.rollout_size // args.world_size
         if args.total_episodes is not None:
@@ -138,6 +170,10 @@ class PPOTrainer(PPOCheckpoints):
 
         # models
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args, model, tokenizer, stop_token_id)
+        if value_model == "adapter" and peft_config is None:
+            raise UserError(
+                "value_model 'adapter' needs an adapter on the policy: give peft, e.g. {method: lora, r: 16}"
+            )
         value = make_value_model(value_model, model, self.rewards.models_of_policy_tokens())
         if ref_model is model:
             raise UserError("ref_model is the policy itself: pass a copy of it, or nothing")
@@ -155,13 +191,20 @@ class PPOTrainer(PPOCheckpoints):
                 raise UserError("the policy has an adapter already: merge it (merge_and_unload) or drop peft_config")
             set_seed(args.seed)  # the adapter's weights are random; ZeRO-3 gathers parameters of one dtype only
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+        scorers = self.rewards.attach(model)
+        if value_model == "adapter":
+            add_value_adapter(model, value, scorers)
+        if scorers or value_model == "adapter":
+            train_adapters(model, [model.active_adapter, *([VALUE_ADAPTER] if value_model == "adapter" else [])])
+        if has_adapter and args.kl_coef > 0 and ref_model is None:
+            check_switchable(model)
         if has_adapter and args.activation_checkpointing:
             model.enable_input_require_grads()
         disable_dropout(model)
         disable_dropout(value)
 
         super().__init__(
-            model=PolicyWithValue(model, value),
+            model=PolicyWithValue(model, value, scorers),
             args=args,
             data_collator=identity,
             train_dataset=train_dataset,
@@ -173,10 +216,14 @@ class PPOTrainer(PPOCheckpoints):
         self.ref_model = self._freeze(PolicyWithValue(ref_model)) if args.kl_coef > 0 and ref_model else None
         self.rewards.freeze(self._freeze)
         self.sampler = ResponseSampler(args, tokenizer, self.accelerator, self.rewards, self.ref_model)
-        self.kl_coef = args.kl_coef
+        if args.kl_stop is not None and self.is_deepspeed_enabled:
+            raise UserError("kl_stop skips optimizer steps, which DeepSpeed cannot: leave it out")
+        self.kl_coef, self.stopped = args.kl_coef, False
+        self.score_moments = torch.zeros(3, dtype=torch.float64, device=args.device)
         self._rollout: dict[str, Tensor] = {}
         self._rollout_metrics: dict[str, float] = {}
         self._rollout_start = time.monotonic()
+        self._steps_taken = 0
         self._rollout_stats, self._step_stats = torch.zeros(2, len(STATS), device=args.device)
         self._metrics: dict[str, list[float]] = defaultdict(list)
 
@@ -192,6 +239,9 @@ class PPOTrainer(PPOCheckpoints):
 
     def _tokenize(self, dataset: Dataset, name: str) -> Dataset:
         return tokenize_prompts(dataset, name, self.processing_class, self.args, self.context)
+
+    def _tokenize_texts(self, texts: Dataset | None) -> list[list[int]] | None:
+        return None if texts is None else tokenize_texts(texts["text"], self.processing_class, self.args.ptx_length)
 
     def _generator(self, *key: int) -> torch.Generator:
         """Random numbers that are a function of the seed and the key alone."""
@@ -230,14 +280,31 @@ class PPOTrainer(PPOCheckpoints):
         mini_batch = order.to(self.args.device).view(self.args.num_mini_batches, self.args.world_size, -1)[index]
         micro_batches = mini_batch[self.args.process_index].split(self.args.per_device_train_batch_size)
         num_tokens = self._rollout["response_mask"][mini_batch].sum()
-        return [select(self._rollout, rows) for rows in micro_batches], num_tokens
+        inputs = [select(self._rollout, rows) for rows in micro_batches]
+        if self.ptx is not None and self.args.ptx_coef > 0:
+            self._add_pretraining(inputs)
+        return inputs, num_tokens
+
+    def _add_pretraining(self, inputs: list[dict[str, Tensor]]) -> None:
+        """To each micro-batch as many texts of the pretraining data as it has responses, drawn for this very step."""
+        generator, args = self._generator(PRETRAINING, self.state.global_step), self.args
+        mini_batch = torch.randint(
+            len(self.ptx), (args.world_size, self.local_rollout_size // args.num_mini_batches), generator=generator
+        )
+        tokens = sum(len(self.ptx[row]) - 1 for row in mini_batch.flatten().tolist())
+        parts = mini_batch[args.process_index].split(args.per_device_train_batch_size)
+        for micro_batch, rows in zip(inputs, parts, strict=True):
+            texts = text_batch([self.ptx[row] for row in rows.tolist()], self.processing_class.pad_token_id)
+            micro_batch["ptx"] = {name: tensor.to(args.device) for name, tensor in texts.items()}
+            micro_batch["ptx_tokens"] = tokens
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         return inputs  # they are on the device, and must not be cast to DeepSpeed's half precision
 
     def _make_rollout(self, examples: list[dict], number: int) -> None:
         """Samples and scores one response per prompt, and works out all that the optimizer steps need."""
-        args, self._rollout_start = self.args, time.monotonic()
+        args, self._rollout_start, self.stopped = self.args, time.monotonic(), False
+        self.sampler.seconds.clear()
         # for reward functions that draw random numbers: the same ones after a resume, and after an evaluation
         set_seed(self._generator(SAMPLING, number, args.process_index).initial_seed() % 2**32)
         first = args.process_index * self.local_rollout_size
@@ -246,7 +313,13 @@ class PPOTrainer(PPOCheckpoints):
         batch = self._sample(self.model_wrapped, examples, keys)
         batch = {name: self._gather(name, tensor) for name, tensor in batch.items()}
 
-        mask, scores, values = batch["response_mask"], self.rewards.total(batch), batch["values"]
+        mask, values = batch["response_mask"], batch["values"]
+        if args.normalize_rewards:
+            raw = self.rewards.weighted(batch)
+            self.score_moments = ppo_math.joined_moments(self.score_moments, raw)
+            scores = self.rewards.bounded(ppo_math.normalized(raw, self.score_moments), batch)
+        else:
+            scores = self.rewards.total(batch)
         kl = torch.zeros_like(values)
         if "ref_logprobs" in batch:
             kl = ppo_math.kl_penalty(batch["logprobs"], batch["ref_logprobs"], args.kl_estimator)
@@ -258,6 +331,7 @@ class PPOTrainer(PPOCheckpoints):
         self._rollout |= {"advantages": ppo_math.masked_whiten(advantages, mask), "returns": returns}
 
         self._rollout_stats.zero_()
+        self._steps_taken = 0
         self._rollout_metrics = {name: column.mean().item() for name, column in self.sampler.metrics(batch).items()}
         self._rollout_metrics |= {
             "reward_std": scores.std().item(),
@@ -265,11 +339,28 @@ class PPOTrainer(PPOCheckpoints):
             "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
             "episodes": (number + 1) * self.rollout_size,
         }
+        if number == 0:
+            self._print_preflight(batch)
+        check_bounds(self._rollout_metrics, args, self.state.global_step)
         if args.kl_target is not None:
             self._rollout_metrics["kl_coef"] = self.kl_coef
             self.kl_coef = ppo_math.adapted_kl_coef(
                 self.kl_coef, self._rollout_metrics["kl"], args.kl_target, self.rollout_size, args.kl_horizon
             )
+
+    def _print_preflight(self, batch: dict[str, Tensor]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        both = self.accelerator.unwrap_model(self.model)
+        memory = {
+            "policy": weight_bytes(both.policy),
+            "value": weight_bytes(both.value),
+            "reference": weight_bytes(self.ref_model),
+            "rewards": weight_bytes(*self.rewards.funcs),
+            "optimizer": optimizer_bytes(both),
+        }
+        policy = without_adapter(both.policy).config._name_or_path
+        print(preflight(batch, self._rollout_metrics, policy, self.rewards.sources, memory))
 
     def _gather(self, name: str, tensor: Tensor) -> Tensor:
         """The rows of all processes in the order of the rollout, padded to one length."""
@@ -292,43 +383,80 @@ class PPOTrainer(PPOCheckpoints):
         which DDP, DeepSpeed and FSDP average: however a mini-batch is split, its gradient is the same.
         """
         args, mask = self.args, inputs["response_mask"]
+        if self.stopped:  # a loss that reaches no parameter: their gradients stay None, and Adam leaves them alone
+            if self.accelerator.sync_gradients:
+                self._end_step(skipped=True)
+            return torch.zeros((), device=args.device, requires_grad=True)
         sequence = {name: inputs[name] for name in SEQUENCE}
-        outputs = model(**sequence, temperature=args.temperature, with_entropy=args.entropy_coef > 0)
+        ptx = inputs.get("ptx")
+        outputs = model(**sequence, temperature=args.temperature, with_entropy=args.entropy_coef > 0, ptx=ptx)
         logprobs, values, old = outputs["logprobs"] * mask, outputs["values"] * mask, inputs
-        policy, ratio, clipped = ppo_math.policy_loss(logprobs, old["logprobs"], old["advantages"], args.cliprange)
+        policy, ratio, clipped = ppo_math.policy_loss(
+            logprobs, old["logprobs"], old["advantages"], args.cliprange, args.dual_clip
+        )
         value, value_clipped = ppo_math.value_loss(values, old["values"], old["returns"], args.cliprange_value)
         loss = policy + args.vf_coef * value
         if args.entropy_coef > 0:
             loss = loss - args.entropy_coef * outputs["entropy"]
         approx_kl = 0.5 * (logprobs - old["logprobs"]) ** 2
-        columns = (loss, policy, value, clipped, value_clipped, ratio, approx_kl, (ratio - 1).abs())
+        columns = (
+            loss,
+            policy,
+            value,
+            clipped,
+            value_clipped,
+            ratio,
+            approx_kl,
+            (ratio - 1).abs(),
+            torch.zeros_like(loss),
+        )
         stats = torch.stack([(column * mask).sum() for column in columns]) / num_items_in_batch
+        if ptx is not None:
+            ptx_loss = -outputs["ptx_logprobs"].sum() / inputs["ptx_tokens"]
+            stats = stats + torch.stack([args.ptx_coef * ptx_loss, *stats.new_zeros(len(STATS) - 2), ptx_loss])
 
         self._step_stats += stats.detach()
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
             self._end_step()
         return stats[0] * self.accelerator.num_processes
 
-    def _end_step(self) -> None:
+    def _end_step(self, skipped: bool = False) -> None:
+        step = self.state.global_step % self.args.steps_per_rollout
+        if not skipped:
+            self._take_step(step)
+        if step == self.args.steps_per_rollout - 1:
+            self._end_rollout()
+
+    def _take_step(self, step: int) -> None:
         stats = self.accelerator.reduce(self._step_stats.clone(), reduction="sum")
         self._step_stats.zero_()
         self._require_finite("loss", stats[0])
         self._metrics["loss"].append(stats[0].item())
-        step = self.state.global_step % self.args.steps_per_rollout
+        self._steps_taken += 1
         dtype = self.accelerator.unwrap_model(self.model).policy.dtype
         exact = self.accelerator.mixed_precision == "no" and dtype == torch.float32
-        if step == 0 and stats[-1] > (1e-3 if exact else 2e-2):
+        if step == 0 and stats[DRIFT] > (1e-3 if exact else 2e-2):
             logger.warning(
                 f"Before its first update the policy is not the one that made the rollout: mean |ratio - 1| is "
-                f"{stats[-1]:.1e}. Something in it is random, or depends on the batch it runs in."
+                f"{stats[DRIFT]:.1e}. Something in it is random, or depends on the batch it runs in."
             )
         self._rollout_stats += stats
-        if step == self.args.steps_per_rollout - 1:
-            means = (self._rollout_stats / self.args.steps_per_rollout).tolist()
-            metrics = self._rollout_metrics | dict(zip(STATS[1:-1], means[1:-1], strict=True))
-            metrics["episodes_per_second"] = self.rollout_size / (time.monotonic() - self._rollout_start)
-            for name, number in metrics.items():
-                self._metrics[name].append(number)
+        self.stopped = self.args.kl_stop is not None and stats[APPROX_KL].item() > self.args.kl_stop
+
+    def _end_rollout(self) -> None:
+        means = (self._rollout_stats / self._steps_taken).tolist()
+        metrics = self._rollout_metrics | dict(zip(STATS[1:DRIFT], means[1:DRIFT], strict=True))
+        if self.ptx is not None and self.args.ptx_coef > 0:
+            metrics["ptx_loss"] = means[-1]
+        if self.args.kl_stop is not None:
+            metrics["steps_taken"] = self._steps_taken
+        seconds = time.monotonic() - self._rollout_start
+        metrics["episodes_per_second"] = self.rollout_size / seconds
+        metrics["tokens_per_second"] = self._rollout["response_mask"].sum().item() / seconds
+        metrics |= {f"seconds/{name}": spent for name, spent in self.sampler.seconds.items()}
+        metrics["seconds/optimisation"] = seconds - sum(self.sampler.seconds.values())
+        for name, number in metrics.items():
+            self._metrics[name].append(number)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
@@ -368,6 +496,20 @@ class PPOTrainer(PPOCheckpoints):
                 tables.append(self.accelerator.gather_for_metrics(torch.stack(list(columns.values()), dim=1)))
                 first += self.args.eval_batch_size * self.args.world_size
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            lm_loss = self._lm_loss() if self.ptx_test else None
         table = torch.cat(tables)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in zip(columns, table.mean(dim=0).tolist())}
+        if lm_loss is not None:
+            metrics[f"{metric_key_prefix}_lm_loss"] = lm_loss
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(table))
+
+    def _lm_loss(self) -> float:
+        """Loss of the held-out texts of `ptx_dataset`, in nats a token."""
+        texts, size, device = self.ptx_test, self.args.eval_batch_size, self.args.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for start in range(0, len(texts), size):
+            batch = text_batch(texts[start : start + size], self.processing_class.pad_token_id)
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with torch.no_grad(), self.accelerator.autocast():
+                total -= self.model_wrapped(**batch, temperature=1.0, with_value=False)["logprobs"].sum()
+        return (total / sum(len(text) - 1 for text in texts)).item()

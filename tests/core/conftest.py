@@ -78,6 +78,13 @@ def log_of():
 
     def lines(folder: Path) -> list[dict]:
         entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in entry.items() if not key.endswith(TIMINGS)} for entry in entries]
+        return [
+            {
+                key: value
+                for key, value in entry.items()
+                if not key.endswith(TIMINGS) and not key.startswith("seconds/")
+            }
+            for entry in entries
+        ]
 
     return lines

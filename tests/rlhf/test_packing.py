@@ -185,5 +185,7 @@ def test_responses_are_those_of_each_prompt_alone(name, attention):
         wanted = expected * ppo_math.response_mask(expected, stop)
         assert make_packable(model)
         prompts = {key: batch[key] for key in ("prompt_ids", "prompt_mask")}
-        given = generate(model, **prompts, uniforms=uniforms, temperature=temperature, stop_token_id=stop, pad_token_id=0)
+        given = generate(
+            model, **prompts, uniforms=uniforms, temperature=temperature, stop_token_id=stop, pad_token_id=0
+        )
         assert given.tolist() == wanted.tolist()
