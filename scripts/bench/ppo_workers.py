@@ -166,7 +166,7 @@ def common_options(job: Job) -> dict[str, Any]:
         "stop_token": job["stop_token"],
         "local_rollout_forward_batch_size": 64,
         "temperature": job["temperature"],
-        "kl_coef": 0.05,
+        "kl_coef": job["kl_coef"],
         "vf_coef": 0.1,
         "learning_rate": job["learning_rate"],
         "lr_scheduler_type": "constant",
