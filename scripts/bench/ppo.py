@@ -272,10 +272,10 @@ def profile(options: argparse.Namespace) -> None:
 
 
 def curves(options: argparse.Namespace) -> None:
-    """Both trainers from the same weights towards the same reward, three seeds each: JSON, plot and a verdict."""
+    """Both trainers from the same weights towards the same reward, three seeds each and no EOS: JSON, plot, verdict."""
     found: dict[str, list[dict[str, Any]]] = {"trl": [], "same": []}
     for seed in SEEDS:
-        job = base_job("tiny", options.responses, 64, CURVES["updates"]) | CURVES | {"seed": seed}
+        job = base_job("tiny", "full", 64, CURVES["updates"]) | CURVES | {"seed": seed}
         with models(job, options.trl_dir) as job:
             for form, seeds in found.items():
                 one = run(job | form_job(form, options.attention), options.trl_dir)

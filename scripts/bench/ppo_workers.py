@@ -82,6 +82,8 @@ def set_ending(policy: LlamaForCausalLM, mean_length: float | None, temperature:
     for name, weight in policy.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight", "layernorm.weight")):
             weight[0] = 0.0
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight /= (2 * policy.config.num_hidden_layers) ** 0.5  # as GPT-2's: a deep model drowns the channel else
     policy.model.norm.weight[0] = 0.02  # small, so that with tied embeddings the logits stay in bf16's fine range
 
     text = torch.randint(2, policy.config.vocab_size, (16, 64))
