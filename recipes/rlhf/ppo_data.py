@@ -59,17 +59,22 @@ def tokenize_prompts(
             num_proc=args.dataset_num_proc,
             desc=f"Tokenizing {name}",
         )
-    lengths, room = [len(ids) for ids in dataset["prompt_ids"]], context - args.response_length
+    check_lengths([len(ids) for ids in dataset["prompt_ids"]], name, args.response_length, context)
+    return dataset
+
+
+def check_lengths(lengths: list[int], name: str, response_length: int, context: float) -> None:
+    """UserError unless every prompt has a token and leaves room for a response in `context` tokens."""
+    room = context - response_length
     too_long = sum(length > room for length in lengths)
     if too_long:
         raise UserError(
             f"{too_long} of {len(lengths)} prompts of {name} are longer than the {room} tokens that a context of "
-            f"{context} leaves beside response_length {args.response_length} (the longest has {max(lengths)}): "
-            "drop them or lower response_length"
+            f"{context} leaves beside a response of {response_length} (the longest has {max(lengths)}): "
+            "drop them or shorten the response"
         )
     if min(lengths) == 0:
         raise UserError(f"{name} holds a prompt without a single token, in row {lengths.index(0)}: drop it")
-    return dataset
 
 
 def check_rollout_size(args: PPOConfig, prompts: int) -> int:
@@ -116,6 +121,16 @@ def left_pad(prompts: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
     return {
         "prompt_ids": torch.tensor([[pad_token_id] * missing + ids for missing, ids in rows]),
         "prompt_mask": torch.tensor([[0] * missing + [1] * len(ids) for missing, ids in rows]),
+    }
+
+
+def right_pad(responses: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """`response_ids` and `response_mask`, int64 [B, R], of token lists of different lengths."""
+    longest = max(len(ids) for ids in responses)
+    rows = [(longest - len(ids), ids) for ids in responses]
+    return {
+        "response_ids": torch.tensor([ids + [pad_token_id] * missing for missing, ids in rows]),
+        "response_mask": torch.tensor([[1] * len(ids) + [0] * missing for missing, ids in rows]),
     }
 
 
