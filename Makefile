@@ -15,10 +15,10 @@ READY   := $(if $(VENV),$(VENV)/.ready)
 RECIPES := $(RUN) -m recipes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlhf rlhf-seeds sft rm ppo recipe list validate results verify chat lint format test clean
+.PHONY: help setup rlhf rlhf-seeds methods sft rm ppo dpo kto rloo grpo recipe list validate results verify chat lint format test clean
 
 help: ## these lines
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ------------------------------------------------------------------------------------------------------------ set-up
 setup: $(READY) ## create .venv and install what is needed (PYTHON=, VENV= point elsewhere)
@@ -65,6 +65,11 @@ rlhf-seeds: | $(READY) ## the main job three times, with seeds 0, 1, 2, and one 
 	$(foreach seed,0 1 2,$(MAKE) rlhf VARIANT=$(VARIANT) SEED=$(seed) RUNS=$(RUNS)/seed-$(seed) &&) true
 	$(RUN) -m scripts.report --variant $(VARIANT) --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/rlhf-seeds
 
+methods: rlhf ## DPO, KTO, RLOO and GRPO too, and one comparison of all of them with PPO
+	$(foreach method,dpo kto rloo grpo,$(RECIPES) run rlhf/$(method)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed &&) true
+	$(RECIPES) run rlhf/evaluate/methods --runs_dir $(RUNS) --overwrite changed
+	$(RUN) -m scripts.report --variant methods --runs_dir $(RUNS) --output_dir $(RUNS)/rlhf-methods
+
 # ------------------------------------------------------------------------------------------------------- single runs
 launch = $(RECIPES) run $(if $(findstring /,$(CONFIG)),$(CONFIG),$(1)/$(CONFIG)) $(if $(LAUNCH),--launch $(LAUNCH)) $(ARGS)
 
@@ -72,8 +77,8 @@ sft: | $(READY) ## supervised fine-tuning (CONFIG=name LAUNCH=profile ARGS="--ke
 	$(call launch,finetuning/sft)
 rm: | $(READY) ## reward model (as sft)
 	$(call launch,rlhf/reward)
-ppo: | $(READY) ## PPO (as sft)
-	$(call launch,rlhf/ppo)
+ppo dpo kto rloo grpo: | $(READY) ## one of these methods (as sft)
+	$(call launch,rlhf/$@)
 recipe: | $(READY) ## any config: CONFIG=family/recipe/variant
 	$(call launch,)
 chat: | $(READY) ## talk to a model: MODEL=runs/rlhf/ppo/quickstart

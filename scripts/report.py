@@ -24,7 +24,8 @@ STAGES = (
     "rlhf/ppo",
     "rlhf/evaluate",
 )
-TITLES = {"base": "base model", "sft": "SFT", "best_of_n": "best of n of SFT", "ppo": "PPO"}
+TITLES = {"base": "base model", "sft": "SFT", "best_of_n": "best of n of SFT"}
+TITLES |= {method: method.upper() for method in ("dpo", "kto", "rloo", "grpo", "ppo")}
 
 
 def collect(runs_dir: Path, variant: str) -> dict[str, dict[str, Any]]:
@@ -57,10 +58,16 @@ def figures(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def gap_closed(entry: dict[str, Any]) -> float:
-    """Share of what the SFT model is short of a perfect gold score that PPO made up."""
+def gap_closed(entry: dict[str, Any], policy: str = "ppo") -> float:
+    """Share of what the SFT model is short of a perfect gold score that a policy made up."""
     gold = entry["gold_score"]
-    return (gold["ppo"] - gold["sft"]) / (1 - gold["sft"])
+    return (gold[policy] - gold["sft"]) / (1 - gold["sft"])
+
+
+def trained(policies: dict[str, Any]) -> list[str]:
+    """The policies that were trained from the SFT model: those that stand behind it."""
+    names = list(policies)
+    return [name for name in names[names.index("sft") + 1 :] if name != "best_of_n"]
 
 
 def table(rows: list[list[str]]) -> str:
@@ -85,32 +92,39 @@ def one_report(runs_dir: Path, variant: str, stages: dict[str, dict[str, Any]], 
     """The Markdown of one chain of stages."""
     entry, evaluate = figures(stages), stages["rlhf/evaluate"]
     at = Path(os.path.relpath(runs_dir, output_dir))
-    wins = entry["win_rate_ppo_vs_sft"]
+    policies = evaluate["metrics"]["policies"]
     accuracy, ceiling = entry["reward_pair_accuracy"], entry["label_noise_ceiling"]
     lines = [
         f"# RLHF: {variant}",
         "",
         f"{evaluate['metrics']['prompts']} held-out prompts, seed {entry['seed']}, answers sampled at temperature "
-        f"{evaluate['settings'].get('temperature', 1.0)}. The policy was trained on the reward model's score; the gold "
-        "score was never trained on.",
+        f"{evaluate['settings'].get('temperature', 1.0)}. The reward model's score is what policies are trained on; "
+        "the gold score was never trained on.",
         "",
-        comparison(evaluate["metrics"]["policies"]),
+        comparison(policies),
         "",
-        f"- PPO wins {wins['win_rate']:.1%} of the prompts against SFT, a tie counting half; 95 % interval "
-        f"{wins['low']:.1%} to {wins['high']:.1%}, by bootstrap over prompts.",
-        f"- PPO closes {gap_closed(entry):.0%} of what SFT is short of a perfect gold score, at a KL of "
-        f"{entry['kl_ppo_to_sft']:.2f} nats an answer to the SFT model.",
     ]
+    for name in trained(policies):
+        method, figure = TITLES.get(name, name), policies[name]
+        lines += [
+            f"- {method} wins {figure['win_rate']:.1%} of the prompts against SFT, a tie counting half; 95 % interval "
+            f"{figure['low']:.1%} to {figure['high']:.1%}, by bootstrap over prompts.",
+            f"- {method} closes {gap_closed(entry, name):.0%} of what SFT is short of a perfect gold score, at a KL of "
+            f"{figure['kl']:.2f} nats an answer to the SFT model.",
+        ]
     if accuracy is not None:
         noise = f"; label noise allows {ceiling:.1%}" if ceiling is not None else ""
         lines.append(f"- The reward model agrees with {accuracy:.1%} of the held-out labels{noise}.")
+    links = {"Answers of every policy side by side": f"rlhf/evaluate/{variant}/samples.md"}
+    if "rlhf/ppo" in stages:
+        links["PPO as it trained"] = f"rlhf/ppo/{variant}/curves.png"
+    if "rlhf/reward" in stages:
+        links["calibration of the reward model"] = f"rlhf/reward/{variant}/calibration.png"
     lines += [
         "",
         f"![scores against KL]({at}/rlhf/evaluate/{variant}/frontier.png)",
         "",
-        f"PPO as it trained: [curves]({at}/rlhf/ppo/{variant}/curves.png); the reward model's "
-        f"[calibration]({at}/rlhf/reward/{variant}/calibration.png); "
-        f"[answers of every policy side by side]({at}/rlhf/evaluate/{variant}/samples.md).",
+        "; ".join(f"[{text}]({at}/{path})" for text, path in links.items()) + ".",
         "",
         "## Best of n",
         "",

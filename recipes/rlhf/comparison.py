@@ -17,18 +17,18 @@ RESAMPLES = 10_000
 
 
 @torch.inference_mode()
-def score(rows: Dataset, answers: Answers, judge: Reward, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+def score(rows: dict[str, list], answers: Answers, judge: Reward, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """What a reward model or function gives each answer, float64 [N].
 
     Args:
-        rows: N rows with `prompt`; a function sees their other columns too.
+        rows: columns of N rows, one of them `prompt`; a function sees the others too.
         tokenizer: the policy's, in whose tokens the answers are.
     """
-    prompts = rows["prompt"][:]
+    prompts = rows["prompt"]
     chat = isinstance(prompts[0], list)
     completions = [[{"role": "assistant", "content": text}] if chat else text for text in answers.texts]
     if judge.tokenizer is None:
-        columns = {name: rows[name][:] for name in rows.column_names if name not in ("prompt", "completion")}
+        columns = {name: column for name, column in rows.items() if name not in ("prompt", "completion")}
         given = judge.func(prompts=prompts, completions=completions, **columns)
         return checked(given, judge.name, len(prompts)).double().numpy()
     if same_tokenizer(judge.tokenizer, tokenizer):
@@ -87,14 +87,15 @@ def best_of_n(
         A point for each n (mean reward, mean gold score, KL = log n − (n − 1)/n, which bounds it from above), and the
         columns and texts for the largest n.
     """
+    columns = rows[:]
     texts, lengths, ended, scores = [], [], [], {name: [] for name in judges}
     for draw in range(max(sizes)):
-        answers = sample(policy, tokenizer, rows["prompt"][:], response_length, temperature, seed + 1 + draw)
+        answers = sample(policy, tokenizer, columns["prompt"], response_length, temperature, seed + 1 + draw)
         texts.append(answers.texts)
         lengths.append(answers.lengths.cpu().numpy())
         ended.append(answers.ended.cpu().numpy())
         for name, judge in judges.items():
-            scores[name].append(score(rows, answers, judge, tokenizer))
+            scores[name].append(score(columns, answers, judge, tokenizer))
     table = {name: np.stack(column) for name, column in scores.items()} | {
         "response_length": np.stack(lengths),
         "eos_share": np.stack(ended),

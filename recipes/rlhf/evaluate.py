@@ -62,7 +62,7 @@ def main(run: Run, data: DataConfig, method: EvaluateConfig) -> None:
         tokenizer, policy = ModelConfig(model_name_or_path=path).load_causal_lm()
         answers = sample(policy, tokenizer, prompts, *drawing)
         texts[name] = answers.texts
-        columns[name] = {judge: score(rows, answers, judges[judge], tokenizer) for judge in judges}
+        columns[name] = {judge: score(rows[:], answers, judges[judge], tokenizer) for judge in judges}
         columns[name] |= {
             "kl": kl_of_samples(policy, reference, answers, method.temperature),
             "response_length": answers.lengths.cpu().numpy(),

@@ -33,34 +33,42 @@ def draw_frontier(
     reference: str,
     path: Path,
 ) -> None:
-    """Two plots over KL to the reference: what the policy was trained on, and what it was meant to become better at."""
+    """Two plots over KL to the reference: the proxy that policies are trained on, and what they should become better at.
+
+    Policies that stand before the reference in the table are what it came from; their KL would be out of proportion.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    names = list(table)
+    shown = [name for name in names[names.index(reference) + 1 :] if name != "best_of_n"]
+    color = dict(zip(shown, colormaps["tab10"].colors * len(shown)))
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, (key, title) in zip(
-        figure.subplots(1, 2), {"reward": "reward model (trained on)", "gold_score": "gold score (never seen)"}.items()
+        figure.subplots(1, 2),
+        {"reward": "reward model (the proxy)", "gold_score": "gold score (never trained on)"}.items(),
     ):
-        for name, curve in curves.items():
-            axes.plot(curve["kl"], curve[key], color="tab:blue", alpha=0.45, label=f"{name}, each rollout")
+        for name in filter(curves.get, shown):
+            curve = curves[name]
+            axes.plot(curve["kl"], curve[key], color=color[name], alpha=0.45, label=f"{name}, each rollout")
         axes.plot(
             [point["kl"] for point in best_of_n],
             [point[key] for point in best_of_n],
-            color="tab:green",
+            color="black",
             marker=".",
             linestyle="--",
             label=f"best of n, n ≤ {best_of_n[-1]['n']}",
         )
-        for name, figures in table.items():
-            if name != reference and figures.get("kl") is not None and f"{name}" in curves:
-                axes.plot(
-                    figures["kl"],
-                    figures[key],
-                    marker="*",
-                    markersize=13,
-                    color="tab:red",
-                    linestyle="",
-                    label=f"{name}, held out",
-                )
+        for name in shown:
+            axes.plot(
+                table[name]["kl"],
+                table[name][key],
+                marker="*",
+                markersize=13,
+                color=color[name],
+                linestyle="",
+                label=f"{name}, held out",
+            )
         axes.axhline(table[reference][key], color="grey", linewidth=1, linestyle=":", label=reference)
         axes.set(title=title, xlabel="KL to the reference, nats an answer")
         axes.grid(alpha=0.25)

@@ -7,20 +7,17 @@ Run:   accelerate launch -m recipes.rlhf.ppo --config configs/rlhf/ppo/quickstar
 
 from dataclasses import dataclass, field
 
-from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.core import DataConfig, ModelConfig, Run, recipe
 from recipes.core.models import check_source
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_trainer import PPOTrainer
-from recipes.rlhf.rewards import check_reward, load_reward
+from recipes.rlhf.rewards import RewardsConfig, load_reward
 
 
 @dataclass
-class RewardsConfig:
+class PPORewardsConfig(RewardsConfig):
     """What is rewarded, and where the value model comes from."""
 
-    reward_funcs: list[str] = field(
-        metadata={"help": "Reward models (folder, run or Hub name) and functions (package.module:function)."}
-    )
     value_model: str = field(
         default="separate",
         metadata={
@@ -29,17 +26,9 @@ class RewardsConfig:
         },
     )
 
-    def __post_init__(self):
-        if not self.reward_funcs:
-            raise UserError("'reward_funcs' is empty; name a reward model or a function package.module:function")
-
-    def check_names(self) -> None:
-        for name in self.reward_funcs:
-            check_reward(name)
-
 
 @recipe
-def main(run: Run, model: ModelConfig, data: DataConfig, method: RewardsConfig, training: PPOConfig) -> None:
+def main(run: Run, model: ModelConfig, data: DataConfig, method: PPORewardsConfig, training: PPOConfig) -> None:
     prompts = data.load(("prompt",))
     tokenizer, policy = model.load_causal_lm(prompts)
     if method.value_model not in ("separate", "shared"):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -60,17 +59,22 @@ def tokenize_prompts(
             num_proc=args.dataset_num_proc,
             desc=f"Tokenizing {name}",
         )
-    lengths, room = [len(ids) for ids in dataset["prompt_ids"]], context - args.response_length
+    check_lengths([len(ids) for ids in dataset["prompt_ids"]], name, args.response_length, context)
+    return dataset
+
+
+def check_lengths(lengths: list[int], name: str, response_length: int, context: float) -> None:
+    """UserError unless every prompt has a token and leaves room for a response in `context` tokens."""
+    room = context - response_length
     too_long = sum(length > room for length in lengths)
     if too_long:
         raise UserError(
             f"{too_long} of {len(lengths)} prompts of {name} are longer than the {room} tokens that a context of "
-            f"{context} leaves beside response_length {args.response_length} (the longest has {max(lengths)}): "
-            "drop them or lower response_length"
+            f"{context} leaves beside a response of {response_length} (the longest has {max(lengths)}): "
+            "drop them or shorten the response"
         )
     if min(lengths) == 0:
         raise UserError(f"{name} holds a prompt without a single token, in row {lengths.index(0)}: drop it")
-    return dataset
 
 
 def check_rollout_size(args: PPOConfig, prompts: int) -> int:
@@ -120,6 +124,16 @@ def left_pad(prompts: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
     }
 
 
+def right_pad(responses: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """`response_ids` and `response_mask`, int64 [B, R], of token lists of different lengths."""
+    longest = max(len(ids) for ids in responses)
+    rows = [(longest - len(ids), ids) for ids in responses]
+    return {
+        "response_ids": torch.tensor([ids + [pad_token_id] * missing for missing, ids in rows]),
+        "response_mask": torch.tensor([[1] * len(ids) + [0] * missing for missing, ids in rows]),
+    }
+
+
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
     """Texts of pretraining data as token ids, cut after `length` tokens; those of a single token are left out.
 
@@ -134,16 +148,10 @@ def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, length:
 
 
 def text_batch(texts: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
-    """Texts as a prompt of one token and a right-padded response, the form that `PolicyWithValue` takes."""
-    rows = [torch.tensor(text) for text in texts]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return {
-        "prompt_ids": ids[:, :1],
-        "prompt_mask": mask[:, :1],
-        "response_ids": ids[:, 1:],
-        "response_mask": mask[:, 1:],
-    }
+    """Texts as prompts of one token and responses of the rest, the form that `PolicyWithValue` takes."""
+    prompts = {"prompt_ids": torch.tensor([text[:1] for text in texts])}
+    prompts["prompt_mask"] = torch.ones_like(prompts["prompt_ids"])
+    return prompts | right_pad([text[1:] for text in texts], pad_token_id)
 
 
 def select(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,23 @@ class Reward:
     name: str
     func: Any
     tokenizer: Any = None
+
+
+@dataclass
+class RewardsConfig:
+    """What is rewarded."""
+
+    reward_funcs: list[str] = field(
+        metadata={"help": "Reward models (folder, run or Hub name) and functions (package.module:function)."}
+    )
+
+    def __post_init__(self):
+        if not self.reward_funcs:
+            raise UserError("'reward_funcs' is empty; name a reward model or a function package.module:function")
+
+    def check_names(self) -> None:
+        for name in self.reward_funcs:
+            check_reward(name)
 
 
 def is_function(name: str) -> bool:
@@ -71,4 +88,6 @@ def load_reward(name: str, dtype: str | None = "float32") -> Reward:
             f"{name} has {model.config.num_labels} labels and no single score; "
             "name a reward model, such as runs/rlhf/reward/quickstart"
         )
-    return Reward(name, model.eval(), AutoTokenizer.from_pretrained(name))
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return Reward(name, model.eval(), tokenizer)

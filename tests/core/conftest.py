@@ -47,10 +47,26 @@ def job(tiny, tmp_path_factory):
     scratch = {"model_config": json.loads((tiny / "model" / "config.json").read_text()), "max_length": 16}
     for key in ("architectures", "transformers_version", "dtype", "id2label", "label2id"):
         scratch["model_config"].pop(key, None)
+    groups = {  # answers come two to a prompt and serve two steps; an epoch is over after four steps
+        "model_name_or_path": str(tiny / "model"),
+        "reward_funcs": [str(tiny / "scorer")],
+        "max_completion_length": 8,
+        "beta": 0.1,
+        "num_generations": 2,
+        "steps_per_generation": 2,
+        "missing_eos_penalty": 1.0,
+        "max_train_samples": 8,
+        "eval_on_start": True,
+        "dataset_columns": {"prompt": "prompt"},
+    }
     jobs = {
         "pretraining/causal": {**scratch, "tokenizer_name_or_path": str(tiny / "tokenizer")},
         "finetuning/sft": {**trained, "eval_on_start": True},
         "rlhf/reward": trained,
+        "rlhf/dpo": {**trained, "eval_on_start": True},
+        "rlhf/kto": {**trained, "eval_on_start": True, "dataset_columns": {"prompt": "prompt"}},
+        "rlhf/rloo": groups,
+        "rlhf/grpo": groups,
         "rlhf/ppo": {
             "model_name_or_path": str(tiny / "model"),
             "reward_funcs": [str(tiny / "scorer")],
@@ -69,7 +85,7 @@ def job(tiny, tmp_path_factory):
     return command_line
 
 
-TIMINGS = ("runtime", "_per_second", "preparation_time")
+TIMINGS = ("runtime", "_per_second", "preparation_time", "step_time")
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,17 @@ LLAMA = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
 }
+GROUPS = {
+    **MODEL,
+    "reward_funcs": ["{tiny}/scorer"],
+    "max_completion_length": 4,
+    "num_generations": 2,
+    "num_generations_eval": 2,
+    "beta": 0.1,
+    **DATA,
+    **TRAINING,
+    "per_device_eval_batch_size": 4,
+}
 GOOD: dict[str, dict[str, Any]] = {
     "tokenization/train": {"vocab_size": 280, **DATA},
     "pretraining/causal": {
@@ -65,6 +76,10 @@ GOOD: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 4,
         "bf16": False,
     },
+    "rlhf/dpo": {**MODEL, **DATA, "max_length": 64, "beta": 0.1, **TRAINING},
+    "rlhf/kto": {**MODEL, **DATA, "max_length": 64, "beta": 0.1, "dataset_columns": {"prompt": "prompt"}, **TRAINING},
+    "rlhf/rloo": GROUPS,
+    "rlhf/grpo": GROUPS,
     "rlhf/evaluate": {
         "policies": {"sft": "{tiny}/model"},
         "reward_model": "{tiny}/scorer",
@@ -375,6 +390,7 @@ FILES = [
     ),
     sft("no answer fits", "no token is supervised", max_length=2),
 ]
+UNPAIRED = {"bad.jsonl": jsonl([{**row, "label": "good"} for row in PLAIN])}
 RLHF = [
     of("rlhf/ppo", "no reward function", "'reward_funcs' is empty", reward_funcs=[]),
     of(
@@ -415,6 +431,50 @@ RLHF = [
     of("rlhf/ppo", "two lengths of training", "total_episodes and max_steps both set", max_steps=3),
     of("rlhf/ppo", "missing value model", "./nowhere", value_model="./nowhere"),
     of("rlhf/ppo", "reward function that returns no list", "reward function", reward_funcs=["builtins:dict"]),
+    of("rlhf/dpo", "no answer fits for DPO", "every prompt is as long as max_length", max_length=2),
+    of("rlhf/dpo", "pairs without a chosen answer", "needs the columns", dataset_name="bad.jsonl", files=UNPAIRED),
+    of("rlhf/kto", "batch of one answer", "batch size must be > 1", per_device_train_batch_size=1),
+    of("rlhf/kto", "labels in words", "say with desirable_label which", dataset_name="bad.jsonl", files=UNPAIRED),
+    of(
+        "rlhf/kto",
+        "label that no answer has",
+        "desirable_label: no row has 'goood'; did you mean 'good'?",
+        dataset_name="bad.jsonl",
+        desirable_label="goood",
+        files=UNPAIRED,
+    ),
+    of(
+        "rlhf/rloo",
+        "groups that do not fill a rollout",
+        "(4) must be divisible by num_generations (3)",
+        num_generations=3,
+    ),
+    of("rlhf/grpo", "group of one", "GRPO requires at least 2 generations", num_generations=1),
+    of("rlhf/rloo", "groups cut by an evaluation batch", "not whole groups of 3", num_generations_eval=3),
+    of("rlhf/grpo", "checkpoint inside a rollout", "make it a multiple of 4", steps_per_generation=4),
+    of("rlhf/grpo", "prompts beyond the context of GRPO", "longer than the", max_completion_length=126),
+    of(
+        "rlhf/rloo", "fewer prompts than a rollout takes", "one rollout takes 12", steps_per_generation=6, save_steps=6
+    ),
+    of("rlhf/rloo", "weights for other rewards", "reward_weights has 2 entries for 1", reward_weights=[1.0, 2.0]),
+    of("rlhf/grpo", "penalty below zero", "missing_eos_penalty must be above 0, not -1", missing_eos_penalty=-1.0),
+    of("rlhf/grpo", "missing reward of GRPO", "math has no function 'fsun'", reward_funcs=["math:fsun"]),
+    of(
+        "rlhf/rloo",
+        "reference of a model from scratch",
+        "beta: the KL reference of a model from scratch would be another model",
+        model_name_or_path=GONE,
+        model_config={**LLAMA, "max_position_embeddings": 64},
+        tokenizer_name_or_path="{tiny}/tokenizer",
+    ),
+    of(
+        "rlhf/grpo",
+        "prompt that the assistant ends",
+        "TRL would not ask the prompts of train_dataset as they are",
+        dataset_name="bad.jsonl",
+        dataset_columns={"prompt": "completion"},
+        files={"bad.jsonl": jsonl(CHAT)},
+    ),
     of("rlhf/evaluate", "reference that is no policy", "reference: no policy 'dpo'; known: sft", reference="dpo"),
     of("rlhf/evaluate", "no policies", "'policies' is missing or empty", policies=GONE),
     of("rlhf/evaluate", "missing judge", "math has no function 'gold'", gold="math:gold"),
@@ -664,6 +724,10 @@ def test_the_libraries_keep_silent_in_a_process_of_its_own(broken, tmp_path):
         "rlhf/reward",
         "pretraining/causal",
         "rlhf/ppo",
+        "rlhf/dpo",
+        "rlhf/kto",
+        "rlhf/rloo",
+        "rlhf/grpo",
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(recipe, broken, main, tmp_path, monkeypatch, capfd):
@@ -677,7 +741,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, broken, main, tmp_path,
         main(recipe)(["--config", "config.yaml"])
 
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: the loss is ") and "step 2" in last
+    assert last.startswith(("error: the loss is ", "error: the policy's probabilities are ")) and "step 2" in last
     assert stop.value.code == 2
     from recipes.core.checkpoints import last_good_checkpoint
 
@@ -690,4 +754,4 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, broken, main, tmp_path,
 def test_how_many_mistakes_there_are():
     names = [mistake.name for mistake in MISTAKES]
     assert len(names) == len(set(names))
-    assert len(names) + len(BEFORE_THE_CONFIG) + len(PROGRAM) >= 130
+    assert len(names) + len(BEFORE_THE_CONFIG) + len(PROGRAM) >= 146

@@ -2,7 +2,7 @@
 
 import pytest
 
-RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward"]
+RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward", "rlhf/dpo"]
 MEAN_OF_BATCHES = pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="Trainer.evaluate averages the means of batches, whatever their tokens"
 )
@@ -28,6 +28,7 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole(recipe, main, 
         pytest.param("pretraining/causal", marks=MEAN_OF_BATCHES),
         pytest.param("finetuning/sft", marks=MEAN_OF_BATCHES),
         "rlhf/reward",
+        "rlhf/dpo",
     ],
 )
 def test_the_held_out_loss_does_not_depend_on_the_batch_size(recipe, trainer_of, main, job, tmp_path):

@@ -340,17 +340,20 @@ def test_a_value_that_does_not_fit(value, hint, wanted):
 
 def groups() -> list[type]:
     """Every dataclass whose fields are keys of a config."""
-    from trl import RewardConfig, SFTConfig
+    from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
     from recipes.core import DataConfig, ModelConfig, RunConfig
     from recipes.pretraining.causal import CausalConfig
     from recipes.rlhf.evaluate import EvaluateConfig
-    from recipes.rlhf.ppo import RewardsConfig
+    from recipes.rlhf.groups import GroupRewardsConfig
+    from recipes.rlhf.kto import LabelConfig
+    from recipes.rlhf.ppo import PPORewardsConfig
     from recipes.rlhf.ppo_config import PPOConfig
     from recipes.tokenization.train import TokenizerConfig
 
-    trainers = [CausalConfig, SFTConfig, RewardConfig, PPOConfig]
-    return [RunConfig, DataConfig, ModelConfig, *trainers, TokenizerConfig, RewardsConfig, EvaluateConfig]
+    trainers = [CausalConfig, SFTConfig, RewardConfig, PPOConfig, DPOConfig, KTOConfig, RLOOConfig, GRPOConfig]
+    methods = [TokenizerConfig, PPORewardsConfig, GroupRewardsConfig, LabelConfig, EvaluateConfig]
+    return [RunConfig, DataConfig, ModelConfig, *trainers, *methods]
 
 
 def right_values(hint) -> list:
@@ -365,6 +368,8 @@ def right_values(hint) -> list:
         return list(arguments)
     if origin is list:
         return [[], [right_values(arguments[0])[0]]]
+    if origin is tuple:
+        return [[right_values(each)[0] for each in arguments]]
     if origin is dict or hint is dict:
         return [{}, {"key": right_values(arguments[1])[0] if arguments else 1}]
     if arguments:

@@ -13,10 +13,14 @@ COUNTS = {
     "tokenization/train": 2,
     "pretraining/causal": 2,
     "finetuning/sft": 6,
-    "rlhf/evaluate": 3,
+    "rlhf/dpo": 3,
+    "rlhf/evaluate": 4,
+    "rlhf/grpo": 3,
     "rlhf/judge": 1,
+    "rlhf/kto": 3,
     "rlhf/ppo": 3,
     "rlhf/reward": 3,
+    "rlhf/rloo": 3,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]

@@ -13,6 +13,9 @@ TWO_STEPS = [*FEW, "--max_steps", "2", "--per_device_train_batch_size", "4", "--
 BASE, SFT, REWARD, PPO = (
     f"{recipe}/quickstart" for recipe in ("pretraining/causal", "finetuning/sft", "rlhf/reward", "rlhf/ppo")
 )
+DPO, KTO, RLOO, GRPO = (f"rlhf/{method}/quickstart" for method in ("dpo", "kto", "rloo", "grpo"))
+GROUPS = [*TWO_STEPS, "--max_completion_length", "8"]
+COMPARED = ["--max_test_samples", "8", "--response_length", "8", "--best_of_n", "1", "2"]
 # Each quickstart: what is made before it, and the flags that make it small.
 STAGES = {
     "tokenization/train/quickstart": ([], ["--vocab_size", "400", *FEW]),
@@ -22,10 +25,12 @@ STAGES = {
     "finetuning/sft/quickstart-qlora": ([BASE], TWO_STEPS),
     REWARD: ([SFT], TWO_STEPS),
     PPO: ([SFT, REWARD], [*TWO_STEPS, "--total_episodes", "null", "--response_length", "8"]),
-    "rlhf/evaluate/quickstart": (
-        [BASE, SFT, REWARD, PPO],
-        ["--max_test_samples", "8", "--response_length", "8", "--best_of_n", "1", "2"],
-    ),
+    DPO: ([SFT], TWO_STEPS),
+    KTO: ([SFT], TWO_STEPS),
+    RLOO: ([SFT, REWARD], GROUPS),
+    GRPO: ([SFT, REWARD], GROUPS),
+    "rlhf/evaluate/quickstart": ([BASE, SFT, REWARD, PPO], COMPARED),
+    "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
 }
 
 
@@ -58,7 +63,8 @@ def make(main, runs_dir, request):
 
 
 def test_every_quickstart_is_here():
-    assert set(STAGES) == {config.name for config in configs() if config.path.stem.startswith("quickstart")}
+    of_the_chain = ("quickstart", "methods")
+    assert set(STAGES) == {config.name for config in configs() if config.path.stem.startswith(of_the_chain)}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -67,7 +73,7 @@ def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
     assert result["config"] == name
     assert result["metrics"]
     folder = runs_dir / name
-    if name.startswith(("pretraining", "finetuning", "rlhf/ppo", "rlhf/reward")):
+    if not name.startswith(("tokenization", "rlhf/evaluate")):
         assert result["steps"] == 2
         assert (folder / "checkpoint-2" / "complete.json").exists()
         assert 0 < result["trained_parameters"] <= result["parameters"]
@@ -76,8 +82,10 @@ def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
         assert adapter["base_model_name_or_path"] == str(runs_dir / BASE)
         assert result["trained_parameters"] < result["parameters"]
     if name.startswith("rlhf/evaluate"):
-        assert list(result["metrics"]["policies"]) == ["base", "sft", "ppo", "best_of_n"]
+        methods = ["dpo", "kto", "rloo", "grpo", "ppo"] if name.endswith("methods") else ["ppo"]
+        assert list(result["metrics"]["policies"]) == ["base", "sft", *methods, "best_of_n"]
         assert (folder / "samples.md").exists()
+        assert (folder / "frontier.png").exists()
 
 
 def test_the_chain_is_that_of_its_own_folder(make, runs_dir):

@@ -11,7 +11,8 @@ import pytest
 
 from recipes.core import results
 
-RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward", "rlhf/ppo"]
+METHODS = ["rlhf/ppo", "rlhf/dpo", "rlhf/kto", "rlhf/rloo", "rlhf/grpo"]
+RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward", *METHODS]
 
 
 def die() -> None:

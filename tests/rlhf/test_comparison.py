@@ -82,7 +82,7 @@ def test_best_of_n_never_loses_reward_as_n_grows(policy, tokenizer):
 def test_a_reward_model_scores_the_same_with_more_padding(policy, tokenizer, tiny):
     judge = Reward("scorer", AutoModelForSequenceClassification.from_pretrained(tiny / "scorer").eval(), tokenizer)
     answers = sampling.sample(policy, tokenizer, PROMPTS, 8, 1.0, seed=0)
-    rows = Dataset.from_dict({"prompt": PROMPTS})
+    rows = {"prompt": PROMPTS}
     expected = score(rows, answers, judge, tokenizer)
     for side, amount in (("prompt", (3, 0)), ("response", (0, 5))):
         for kind, fill in (("ids", tokenizer.pad_token_id), ("mask", 0)):
