@@ -3,7 +3,7 @@
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -11,9 +11,19 @@ from recipes.rlhf import ppo_math
 
 SHRINK_BELOW = 0.8  # share of the batch that is unfinished; each time it falls below, the finished rows are dropped
 
+STEP = 16  # tokens by which the cache that attention sees grows, and half of that the rows by which a batch shrinks
+
+
+def in_steps(length: int) -> int:
+    """The length that keys and values of this many tokens are given with."""
+    return -(-length // STEP) * STEP
+
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values of a layer in memory that is reserved once, in place of a longer copy for every token."""
+    """Keys and values of a layer in memory that is reserved once, in place of a longer copy for every token.
+
+    It gives a few more than there are, which the mask must hide, so that products of matrices come in few shapes.
+    """
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -25,14 +35,17 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             rows, heads, _, _ = key_states.shape
             self.reserved = [
-                new.new_empty(rows, heads, self.capacity, new.size(3)) for new in (key_states, value_states)
+                new.new_zeros(rows, heads, self.capacity, new.size(3)) for new in (key_states, value_states)
             ]
         end = self.length + key_states.size(2)
         for reserved, new in zip(self.reserved, (key_states, value_states), strict=True):
             reserved[:, :, self.length : end] = new
         self.length = end
-        self.keys, self.values = (reserved[:, :, :end] for reserved in self.reserved)
+        self.keys, self.values = (reserved[:, :, : in_steps(end)] for reserved in self.reserved)
         return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.length
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.reserved = [reserved[indices] for reserved in self.reserved]
@@ -60,14 +73,15 @@ def generate(
     responses = torch.full_like(uniforms, pad_token_id, dtype=torch.long)
     rows = torch.arange(size, device=device)  # of the responses, for each row of the shrinking batch
     ended = torch.zeros_like(rows, dtype=torch.bool)
-    seen = torch.cat([prompt_mask.bool(), prompt_mask.new_ones(size, length, dtype=torch.bool)], dim=1)
+    capacity = in_steps(start + length)
+    seen = nn.functional.pad(prompt_mask.bool(), (0, capacity - start))
     positions = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, start + length - 1))
+    cache = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, capacity))
 
     inputs = prompt_ids
     # a token sees the real ones before it; and itself, so that the padding, which nobody sees, has something to look at
-    square = torch.ones(start, start, dtype=torch.bool, device=device)
-    visible = (seen[:, None, :start] & square.tril()) | square.tril().triu()
+    square = torch.ones(start, in_steps(start), dtype=torch.bool, device=device)
+    visible = (seen[:, None, : in_steps(start)] & square.tril()) | square.tril().triu()
     for step in range(length):
         mask = visible.unsqueeze(1)
         if eager:
@@ -86,11 +100,12 @@ def generate(
             if (anywhere.item() if synchronize else left) == 0:
                 break
             if 0 < left < SHRINK_BELOW * len(rows):
-                kept = (~ended).nonzero().squeeze(1)
+                kept = ended.long().argsort(stable=True)[: -(-left // (STEP // 2)) * (STEP // 2)]
                 cache.batch_select_indices(kept)
                 rows, tokens, positions, seen, ended = (t[kept] for t in (rows, tokens, positions, seen, ended))
         inputs, positions = tokens.unsqueeze(1), positions[:, -1:] + 1
-        visible = seen[:, None, : start + step + 1]
+        seen[:, start + step] = True
+        visible = seen[:, None, : in_steps(start + step + 1)]
     return responses
 
 

@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
+
+from recipes.rlhf.packing import rounded
 
 BLOCK_BYTES = 2**27  # of float32 logits; what fits in one block is kept for the backward pass, else it is made again
 
@@ -17,7 +19,10 @@ def head_logprobs(
     quantised, sharded by ZeRO-3) is called as it is.
     """
     if type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features):
-        return _HeadLogprobs.apply(hidden, head.weight, head.bias, tokens, temperature, with_entropy)
+        more = rounded(len(tokens)) - len(tokens)
+        hidden, filled = pad(hidden, (0, 0, 0, more)), pad(tokens, (0, more))
+        logprobs, entropy = _HeadLogprobs.apply(hidden, head.weight, head.bias, filled, temperature, with_entropy)
+        return logprobs[: len(tokens)], entropy[: len(tokens)] if with_entropy else None
     logprobs = (head(hidden).float() / temperature).log_softmax(dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1) if with_entropy else None
     return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy

@@ -1,9 +1,10 @@
 """Sequences without padding: a batch as one row of real tokens.
 
 Every layer of a transformer but attention treats tokens one by one, so that padding is wasted work there. A packed row
-holds only the real tokens of B sequences, N in all; attention alone lays them out as B rows of the longest length L, which
-need no mask beside the causal one since the padding is on the right. Krell et al. 2021, Efficient Sequence Packing without
-Cross-contamination, arXiv 2107.02027, has the idea for training on text; here rows are not filled up, only emptied.
+holds only the real tokens of B sequences, and a few to make their number N round; attention alone lays them out as B rows
+of the longest length L, which need no mask beside the causal one since the padding is on the right. Krell et al. 2021,
+Efficient Sequence Packing without Cross-contamination, arXiv 2107.02027, has the idea for training on text; here rows are
+not filled up, only emptied.
 """
 
 import functools
@@ -21,7 +22,7 @@ BASES = {"eager": eager_mask, "sdpa": sdpa_mask}  # the attentions that can be p
 
 @dataclass
 class Packed:
-    """B sequences as one row of N real tokens.
+    """B sequences as one row of N tokens.
 
     `inputs`: what the trunk of a transformers model takes. `index`, int64 [B, T]: where in the row each token of the padded
     batch is; at the padding, the index of the real token before it.
@@ -31,15 +32,28 @@ class Packed:
     index: Tensor
 
 
+def rounded(size: int) -> int:
+    """`size` and at most a twelfth more, so that products of matrices come in few shapes.
+
+    Every new shape costs time and memory that is kept: oneDNN compiles a kernel for each in bf16, and the allocators of
+    GPUs hold a block for each.
+    """
+    step = max(4, 2 ** (size.bit_length() - 5))
+    return -(-size // step) * step
+
+
 def pack(input_ids: Tensor, mask: Tensor) -> Packed:
     """Takes the tokens [B, T] whose mask is 1, wherever the padding is."""
     real = mask.bool()
     positions = mask.cumsum(dim=1) - 1
-    rows, longest = len(mask), int(positions[:, -1].max()) + 1
+    rows, longest = len(mask), rounded(int(positions[:, -1].max()) + 1)
     cells = (torch.arange(rows, device=mask.device).unsqueeze(1) * longest + positions)[real]
+    more = rounded(len(cells)) - len(cells)  # tokens without meaning, in rows of the layout that are their own
+    filling = torch.arange(more, device=mask.device)
+    cells, rows = torch.cat([cells, rows * longest + filling]), rows + -(-more // longest)
     inputs = {
-        "input_ids": input_ids[real].unsqueeze(0),
-        "position_ids": positions[real].unsqueeze(0),
+        "input_ids": torch.cat([input_ids[real], torch.zeros_like(filling)]).unsqueeze(0),
+        "position_ids": torch.cat([positions[real], filling % longest]).unsqueeze(0),
         # a mask of four dimensions reaches every layer's attention untouched; its shape says how to lay the tokens out
         "attention_mask": cells.view(1, 1, 1, -1).expand(rows, longest, 1, -1),
         "use_cache": False,

@@ -21,7 +21,7 @@ from transformers import (
 
 from recipes.rlhf import head, ppo_math
 from recipes.rlhf.generation import generate
-from recipes.rlhf.packing import make_packable, pack
+from recipes.rlhf.packing import make_packable, pack, rounded
 from recipes.rlhf.ppo_models import PolicyWithValue, ValueHead
 
 SIZES = {
@@ -115,6 +115,7 @@ def test_the_gradient_of_a_packed_batch_is_that_of_its_sequences():
 def test_pack_takes_the_real_tokens_in_order():
     packed = pack(torch.tensor([[0, 7, 8], [5, 6, 0]]), torch.tensor([[0, 1, 1], [1, 1, 0]]))
     assert packed.inputs["input_ids"].tolist() == [[7, 8, 5, 6]]
+    assert rounded(4) == 4
     assert packed.inputs["position_ids"].tolist() == [[0, 1, 0, 1]]
     assert packed.index[torch.tensor([[0, 1, 1], [1, 1, 0]]).bool()].tolist() == [0, 1, 2, 3]
 
