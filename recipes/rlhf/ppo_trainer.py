@@ -459,6 +459,9 @@ class PPOTrainer(PPOCheckpoints):
             self._metrics[name].append(number)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
+        if grad_norm is None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.fp16):
+            # the Trainer takes the norm by clipping to infinity, which multiplies every gradient by 1
+            grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if grad_norm is not None and not self.args.fp16:  # fp16 meets overflows and skips their steps by itself
             self._require_finite("gradient", grad_norm)
