@@ -6,12 +6,13 @@ Run:   accelerate launch -m recipes.rlhf.ppo --config configs/rlhf/ppo/quickstar
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from recipes.core import DataConfig, ModelConfig, Run, recipe
 from recipes.core.models import check_source
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_trainer import PPOTrainer
-from recipes.rlhf.rewards import RewardsConfig, load_reward
+from recipes.rlhf.rewards import Reward, RewardsConfig, load_reward
 
 
 @dataclass
@@ -22,18 +23,35 @@ class PPORewardsConfig(RewardsConfig):
         default="separate",
         metadata={
             "help": "separate: a model of its own, from the first reward model; shared: a head on the policy's trunk; "
-            "or where a separate one starts (folder, run or Hub name)."
+            "adapter: a head on the policy's base under an adapter of its own, reward adapters on that base too (needs "
+            "peft); or where a separate one starts (folder, run or Hub name)."
         },
     )
+    ptx_dataset_name: str | None = field(
+        default=None, metadata={"help": "Texts mixed in with weight ptx_coef, and measured held out; as dataset_name."}
+    )
+
+    def check_names(self) -> None:
+        super().check_names()
+        if self.ptx_dataset_name is not None:
+            DataConfig(self.ptx_dataset_name).check_names()
+
+    def is_shared_adapter(self, name: str) -> bool:
+        """Whether a reward model is one more adapter on the policy's own base."""
+        return self.value_model == "adapter" and (Path(name) / "adapter_config.json").is_file()
 
 
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, method: PPORewardsConfig, training: PPOConfig) -> None:
     prompts = data.load(("prompt",))
     tokenizer, policy = model.load_causal_lm(prompts)
-    if method.value_model not in ("separate", "shared"):
+    if method.value_model not in ("separate", "shared", "adapter"):
         check_source(method.value_model, "value_model")
-    rewards = [load_reward(name, model.dtype) for name in method.reward_funcs]
+    rewards = [
+        Reward(name, name) if method.is_shared_adapter(name) else load_reward(name, model.dtype)
+        for name in method.reward_funcs
+    ]
+    texts = method.ptx_dataset_name and DataConfig(method.ptx_dataset_name, test_split_size=0.02).load(("text",))
 
     trainer = PPOTrainer(
         model=policy,
@@ -45,6 +63,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, method: PPORewardsConfi
         train_dataset=prompts["train"],
         eval_dataset=prompts.get("test"),
         peft_config=model.peft_config("CAUSAL_LM"),
+        ptx_dataset=texts,
     )
     before = trainer.evaluate() if "test" in prompts else {}
     run.fit(trainer)

@@ -49,10 +49,6 @@ class Rewards:
             name = reward_name(func)
             self.names.append(f"{name}_{len(self.names)}" if name in self.names else name)
             self.tokenizers.append(None)
-            if isinstance(func, str) and not isinstance(policy, PeftModel):
-                raise UserError(
-                    f"reward model {func} is an adapter and the policy has none: give peft, or load the model"
-                )
             if not isinstance(func, nn.Module):
                 continue
             if func.config.num_labels != 1:
@@ -75,6 +71,11 @@ class Rewards:
         """Loads the reward models that are adapters onto the policy's base; their heads by name."""
         pairs = zip(self.names, self.funcs, strict=True)
         adapters = {name: func for name, func in pairs if isinstance(func, str)}
+        for folder in adapters.values():
+            if not isinstance(policy, PeftModel):
+                raise UserError(
+                    f"reward model {folder} is read as an adapter and the policy has none: give peft, or a model"
+                )
         return {name: reward_adapter(policy, folder, f"reward_{name}") for name, folder in adapters.items()}
 
     def freeze(self, prepare: Callable[[nn.Module], nn.Module]) -> None:

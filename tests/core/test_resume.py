@@ -4,7 +4,11 @@ import gc
 import json
 import multiprocessing
 import os
+import random
+import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -141,3 +145,44 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(recipe, processes, job
     for key in ("metrics", "baselines", "seed", "steps"):
         assert ends[0][key] == ends[1][key], key
     assert ends[0].get("tokens") == ends[1].get("tokens")
+
+
+class KillAfter:
+    """Kills the process some seconds after it began to train, wherever it is then."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __call__(self, _) -> None:
+        timer = threading.Timer(self.seconds, die)
+        timer.daemon = True
+        timer.start()
+
+
+@pytest.mark.slow
+def test_ppo_killed_at_twenty_random_moments(processes, job, tmp_path):
+    """In sampling, scoring, optimisation, saving, as it comes; every run that gets to its end has the same weights."""
+    options = ("--max_steps", "48", "--save_steps", "5", "--num_ppo_epochs", "2", "--num_mini_batches", "2")
+
+    def start(folder: Path, kill=None) -> int:
+        process = processes.Process(target=run, args=("rlhf/ppo", job("rlhf/ppo", folder, *options), folder, kill))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    undisturbed, killed = tmp_path / "undisturbed" / "run", tmp_path / "killed" / "run"
+    began = time.monotonic()
+    assert start(undisturbed) == 0
+    seconds, numbers, kills = time.monotonic() - began, random.Random(0), 0
+    while kills < 20:
+        code = start(killed, KillAfter(numbers.uniform(0.1, 0.5) * seconds))
+        assert code in (0, -signal.SIGKILL), (killed.parent / "printed.txt").read_text(errors="replace")[-2000:]
+        kills += code != 0
+        if code == 0:
+            assert (killed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+            shutil.rmtree(killed)
+    assert start(killed) == 0
+    assert (killed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    told = (killed.parent / "printed.txt").read_text(errors="replace")
+    print(f"{seconds:.1f} s undisturbed; {kills} kills, {told.count('resuming from')} resumptions")
+    assert told.count("resuming from") >= 10

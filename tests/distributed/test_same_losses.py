@@ -37,7 +37,7 @@ def rows(recipe: str) -> list[dict]:
 def losses(tiny, tmp_path, root):
     """`losses(recipe, launch, processes)`: what the recipe logs at each step, from the user's own command."""
 
-    def run(recipe: str, launch: str | None, processes: int) -> list[dict[str, float]]:
+    def run(recipe: str, launch: str | None, processes: int, **options) -> list[dict[str, float]]:
         data, out = tmp_path / "data.jsonl", tmp_path / f"{launch}"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows(recipe)))
         keys = {
@@ -57,6 +57,7 @@ def losses(tiny, tmp_path, root):
                 "num_ppo_epochs": 2,
                 "logging_steps": 2,
             }
+        keys |= options
         config = tmp_path / "config.yaml"
         config.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
         module = ["-m", f"recipes.{recipe.replace('/', '.')}", "--config", str(config)]
@@ -70,6 +71,14 @@ def losses(tiny, tmp_path, root):
     return run
 
 
+def same(expected: list[dict], found: list[dict]) -> None:
+    assert len(expected) == len(found) > 0
+    for step, (one, other) in enumerate(zip(expected, found), 1):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert other[key] == pytest.approx(one[key], abs=TOLERANCE), (step, key)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "launch"),
@@ -78,15 +87,24 @@ def losses(tiny, tmp_path, root):
         ("finetuning/sft", "zero2"),
         ("finetuning/sft", "zero3"),
         ("rlhf/reward", "ddp"),
-        ("rlhf/ppo", "ddp"),
-        ("rlhf/ppo", "zero2"),
-        ("rlhf/ppo", "zero3"),
     ],
 )
 def test_two_processes_log_the_losses_of_one(losses, recipe, launch):
-    one, two = losses(recipe, None, 1), losses(recipe, launch, 2)
-    assert len(one) == len(two) > 0
-    for step, (expected, found) in enumerate(zip(one, two), 1):
-        assert expected.keys() == found.keys()
-        for key in expected:
-            assert found[key] == pytest.approx(expected[key], abs=TOLERANCE), (step, key)
+    same(losses(recipe, None, 1), losses(recipe, launch, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value_model", ["separate", "shared", "adapter"])
+def test_two_processes_make_the_ppo_of_one(losses, value_model):
+    """Five updates of two optimizer steps each."""
+    options = {"value_model": value_model, "max_steps": 10}
+    if value_model == "adapter":
+        options["peft"] = "{method: lora, r: 4, target_modules: all-linear}"
+    one = losses("rlhf/ppo", None, 1, **options)
+    failed = []
+    for launch in ("ddp", "zero2", "zero3", "fsdp2"):
+        try:
+            same(one, losses("rlhf/ppo", launch, 2, **options))
+        except AssertionError as error:
+            failed.append(f"{launch}: {error}")
+    assert not failed

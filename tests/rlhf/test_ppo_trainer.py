@@ -736,7 +736,7 @@ def prompts_of(*texts):
         ({"ref_model": make_model(vocab_size=50)}, {}, "ref_model has a vocabulary of 50 tokens"),
         ({"reward_funcs": make_reward_model(num_labels=3)}, {}, "has 3 labels: load it with num_labels=1"),
         ({"reward_funcs": make_reward_model(vocab_size=50)}, {}, "give its tokenizer in reward_processing_classes"),
-        ({"reward_funcs": "a/name"}, {}, "a/name is an adapter and the policy has none"),
+        ({"reward_funcs": "a/name"}, {}, "a/name is read as an adapter and the policy has none"),
         ({"reward_funcs": 3}, {}, "a reward function is a model or a Python function, not int"),
         ({}, {"reward_weights": [1.0, 2.0]}, "reward_weights has 2 entries for 1 reward functions"),
     ],
