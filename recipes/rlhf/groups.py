@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -25,27 +24,16 @@ from recipes.rlhf.sampling import Answers
 
 @dataclass
 class GroupRewardsConfig(RewardsConfig):
-    """What is rewarded, and how plain prompts are asked."""
+    """What is rewarded."""
 
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken off the reward of an answer that does not end by itself; positive."}
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "Ask plain prompts as a conversation that this system message begins."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.missing_eos_penalty is not None and self.missing_eos_penalty <= 0:
             raise UserError(f"missing_eos_penalty must be above 0, not {self.missing_eos_penalty}")
-
-
-def as_conversations(prompts: DatasetDict, system_prompt: str | None) -> DatasetDict:
-    """Plain prompts as conversations of a system and a user message; conversations, and all without one, as they are."""
-    if system_prompt is None or not isinstance(prompts["train"][0]["prompt"], str):
-        return prompts
-    system = {"role": "system", "content": system_prompt}
-    return prompts.map(lambda row: {"prompt": [system, {"role": "user", "content": row["prompt"]}]})
 
 
 def check_reference(model: ModelConfig, beta: float) -> None:

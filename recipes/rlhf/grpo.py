@@ -10,7 +10,6 @@ from trl import GRPOConfig, GRPOTrainer
 from recipes.core import DataConfig, ModelConfig, Run, recipe
 from recipes.rlhf.groups import (
     GroupRewardsConfig,
-    as_conversations,
     check_reference,
     check_rollouts,
     make_repeatable,
@@ -19,6 +18,7 @@ from recipes.rlhf.groups import (
     sample_plainly,
     stop_on_broken_policy,
 )
+from recipes.rlhf.ppo_data import as_conversations
 
 
 @recipe

@@ -7,10 +7,12 @@ Run:   accelerate launch -m recipes.rlhf.ppo --config configs/rlhf/ppo/quickstar
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from recipes.core import DataConfig, ModelConfig, Run, recipe
 from recipes.core.models import check_source
 from recipes.rlhf.ppo_config import PPOConfig
+from recipes.rlhf.ppo_data import as_conversations
 from recipes.rlhf.ppo_trainer import PPOTrainer
 from recipes.rlhf.rewards import Reward, RewardsConfig, load_reward
 
@@ -36,6 +38,12 @@ class PPORewardsConfig(RewardsConfig):
         if self.ptx_dataset_name is not None:
             DataConfig(self.ptx_dataset_name).check_names()
 
+    def texts(self) -> Any:
+        """Texts of `ptx_dataset_name` in the splits `train` and `test`, of which 200 are enough to measure on."""
+        if self.ptx_dataset_name is None:
+            return None
+        return DataConfig(self.ptx_dataset_name, test_split_size=0.02, max_test_samples=200).load(("text",))
+
     def is_shared_adapter(self, name: str) -> bool:
         """Whether a reward model is one more adapter on the policy's own base."""
         return self.value_model == "adapter" and (Path(name) / "adapter_config.json").is_file()
@@ -43,7 +51,7 @@ class PPORewardsConfig(RewardsConfig):
 
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, method: PPORewardsConfig, training: PPOConfig) -> None:
-    prompts = data.load(("prompt",))
+    prompts = as_conversations(data.load(("prompt",)), method.system_prompt)
     tokenizer, policy = model.load_causal_lm(prompts)
     if method.value_model not in ("separate", "shared", "adapter"):
         check_source(method.value_model, "value_model")
@@ -51,7 +59,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, method: PPORewardsConfi
         Reward(name, name) if method.is_shared_adapter(name) else load_reward(name, model.dtype)
         for name in method.reward_funcs
     ]
-    texts = method.ptx_dataset_name and DataConfig(method.ptx_dataset_name, test_split_size=0.02).load(("text",))
+    texts = method.texts()
 
     trainer = PPOTrainer(
         model=policy,

@@ -50,6 +50,9 @@ class PPOConfig(_BaseConfig):
     num_mini_batches: int = field(
         default=1, metadata={"help": "Optimizer steps in one pass over a rollout; the rollout grows with it."}
     )
+    prompt_length: int | None = field(
+        default=None, metadata={"help": "Keep only the first tokens of each prompt, plain text: continue its opening."}
+    )
     response_length: int = field(default=53, metadata={"help": "Most tokens that a response may have."})
     temperature: float = field(
         default=0.7, metadata={"help": "Temperature of sampling and of every log-probability that is computed."}
@@ -146,6 +149,7 @@ class PPOConfig(_BaseConfig):
             "num_mini_batches": 1,
             "num_ppo_epochs": 1,
             "response_length": 1,
+            "prompt_length": 1,
             "local_rollout_forward_batch_size": 1,
             "kl_horizon": 1,
             "kl_coef": 0,
@@ -154,7 +158,7 @@ class PPOConfig(_BaseConfig):
             "ptx_coef": 0,
             "ptx_length": 2,
         }.items():
-            if getattr(self, name) < low:
+            if getattr(self, name) is not None and getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
         positive = ("temperature", "cliprange", "cliprange_value", "reward_clip", "missing_eos_penalty", "kl_target")
         for name in (*positive, "kl_stop", "max_kl"):

@@ -3,13 +3,21 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
 from recipes.core.errors import UserError
 from recipes.rlhf.ppo_config import PPOConfig
+
+
+def as_conversations(prompts: DatasetDict, system_prompt: str | None) -> DatasetDict:
+    """Plain prompts as conversations of a system and a user message; conversations, and all without one, as they are."""
+    if system_prompt is None or not isinstance(prompts["train"][0]["prompt"], str):
+        return prompts
+    system = {"role": "system", "content": system_prompt}
+    return prompts.map(lambda row: {"prompt": [system, {"role": "user", "content": row["prompt"]}]})
 
 
 def prompt_token_ids(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -53,9 +61,19 @@ def tokenize_prompts(
         raise UserError(f"{name} is empty: give it at least one prompt")
     if isinstance(dataset[0]["prompt"], list) and tokenizer.chat_template is None:
         raise UserError(f"{name} holds conversations and the tokenizer has no chat template: set one")
+    if args.prompt_length is not None and isinstance(dataset[0]["prompt"], list):
+        raise UserError(f"prompt_length cuts plain text, and {name} holds conversations: leave it out")
+
+    def tokenized(row: dict) -> dict:
+        ids = prompt_token_ids(row["prompt"], tokenizer)
+        if args.prompt_length is None or len(ids) <= args.prompt_length:
+            return {"prompt_ids": ids}
+        ids = ids[: args.prompt_length]
+        return {"prompt_ids": ids, "prompt": tokenizer.decode(ids, skip_special_tokens=True)}
+
     with args.main_process_first(desc="tokenizing prompts"):
         dataset = dataset.map(
-            lambda row: {"prompt_ids": prompt_token_ids(row["prompt"], tokenizer)},
+            tokenized,
             num_proc=args.dataset_num_proc,
             desc=f"Tokenizing {name}",
         )

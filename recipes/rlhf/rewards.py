@@ -22,10 +22,13 @@ class Reward:
 
 @dataclass
 class RewardsConfig:
-    """What is rewarded."""
+    """What is rewarded, and how plain prompts are asked."""
 
     reward_funcs: list[str] = field(
         metadata={"help": "Reward models (folder, run or Hub name) and functions (package.module:function)."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Ask plain prompts as a conversation that this system message begins."}
     )
 
     def __post_init__(self):

@@ -14,11 +14,11 @@ COUNTS = {
     "pretraining/causal": 2,
     "finetuning/sft": 6,
     "rlhf/dpo": 3,
-    "rlhf/evaluate": 4,
+    "rlhf/evaluate": 5,
     "rlhf/grpo": 3,
     "rlhf/judge": 1,
     "rlhf/kto": 3,
-    "rlhf/ppo": 3,
+    "rlhf/ppo": 9,
     "rlhf/reward": 3,
     "rlhf/rloo": 3,
 }

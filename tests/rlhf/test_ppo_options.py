@@ -230,6 +230,22 @@ def test_ptx_without_texts_is_refused(tmp_path):
 # ---- rewards, clips and stops ----
 
 
+def test_prompts_can_be_cut_to_their_openings(tmp_path):
+    seen = []
+
+    def reward(prompts, completions, **kwargs):
+        seen.extend(prompts)
+        return [0.0] * len(prompts)
+
+    trainer = make_trainer(tmp_path, reward, prompt_length=3, max_steps=1)
+    trainer.train()
+    assert max(len(ids) for ids in trainer.train_dataset["prompt_ids"]) == 3
+    assert max(len(prompt.replace("<s>", "").split()) for prompt in seen) == 2
+    chat = Dataset.from_list([{"prompt": [{"role": "user", "content": "w1"}]}] * 16)
+    with pytest.raises(UserError, match="prompt_length cuts plain text"):
+        make_trainer(tmp_path, arguments={"train_dataset": chat}, prompt_length=3)
+
+
 def test_dual_clip_bounds_the_loss_of_a_negative_advantage():
     old, new = torch.zeros(1, 4), torch.tensor([[2.0, 2.0, -2.0, 0.1]])
     advantages = torch.tensor([[-1.0, 1.0, -1.0, -1.0]])

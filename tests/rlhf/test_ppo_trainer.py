@@ -644,6 +644,7 @@ def test_the_config_parses_and_logs_once_per_rollout(tmp_path):
     (config,) = HfArgumentParser(PPOConfig).parse_json_file(str(path))
     assert config.logging_steps == 12
     assert config.stop_token == "eos"
+    assert config.adam_epsilon == 1e-5
     arguments = ["--output_dir", "x", "--stop_token_id", "5", "--kl_target", "6", "--bf16", "False", "--use_cpu"]
     (config,) = HfArgumentParser(PPOConfig).parse_args_into_dataclasses(arguments)
     assert (config.stop_token_id, config.kl_target) == (5, 6.0)
