@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.rlhf.ppo_models import ScalarModel
 from recipes.rlhf.ppo_rewards import checked, retokenize, same_tokenizer
+from recipes.rlhf.ppo_values import ScalarModel
 from recipes.rlhf.rewards import Reward
 from recipes.rlhf.sampling import BATCH, Answers, log_probability, sample
 

@@ -17,9 +17,9 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from recipes.core import ModelConfig, UserError
 from recipes.rlhf.comparison import score
 from recipes.rlhf.ppo_data import check_lengths, left_pad, prompt_token_ids, response_texts, right_pad
-from recipes.rlhf.ppo_models import disable_dropout
 from recipes.rlhf.rewards import Reward, RewardsConfig, load_reward
 from recipes.rlhf.sampling import Answers
+from recipes.rlhf.trunk import disable_dropout
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import Trainer
 
 from recipes.core.errors import UserError
-from recipes.rlhf.ppo_models import VALUE_ADAPTER, ValueHead, part_of, train_adapters
+from recipes.rlhf.ppo_values import VALUE_ADAPTER, ValueHead
+from recipes.rlhf.trunk import part_of, train_adapters
 
 STATE_NAME = "ppo_state.pt"
 VALUE_FOLDER = "value_model"

@@ -14,7 +14,8 @@ from trl.trainer.utils import get_callable_name
 from recipes.core.errors import UserError
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import response_texts
-from recipes.rlhf.ppo_models import ScalarModel, ValueHead, reward_adapter, vocabulary_size
+from recipes.rlhf.ppo_values import ScalarModel, ValueHead, reward_adapter
+from recipes.rlhf.trunk import vocabulary_size
 
 RewardFunc = nn.Module | Callable[..., list[float]] | str
 

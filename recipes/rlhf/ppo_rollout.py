@@ -16,8 +16,8 @@ from trl.models.utils import unwrap_model_for_generation
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import left_pad, select
-from recipes.rlhf.ppo_models import adapter
 from recipes.rlhf.ppo_rewards import Rewards
+from recipes.rlhf.trunk import adapter
 
 SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
 

@@ -55,21 +55,18 @@ from recipes.rlhf.ppo_data import (
     tokenize_texts,
 )
 from recipes.rlhf.ppo_guards import check_bounds, optimizer_bytes, preflight, weight_bytes
-from recipes.rlhf.ppo_models import (
-    VALUE_ADAPTER,
-    PolicyWithValue,
-    add_value_adapter,
+from recipes.rlhf.ppo_models import PolicyWithValue
+from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
+from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
+from recipes.rlhf.ppo_values import VALUE_ADAPTER, add_value_adapter, copy_of, make_value_model
+from recipes.rlhf.trunk import (
     check_switchable,
-    copy_of,
     disable_dropout,
-    make_value_model,
     train_adapters,
     vocabulary_size,
     whole_weights,
     without_adapter,
 )
-from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
-from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
 
 logger = get_logger(__name__)
 

@@ -15,7 +15,7 @@ from trl.data_utils import common_prefix_length
 
 from recipes.core import ModelConfig, UserError
 from recipes.core.errors import did_you_mean
-from recipes.rlhf.ppo_models import copy_of
+from recipes.rlhf.ppo_values import copy_of
 
 SAMPLES = 1_000
 

@@ -22,7 +22,8 @@ from transformers import (
 from recipes.rlhf import head, ppo_math
 from recipes.rlhf.generation import generate
 from recipes.rlhf.packing import make_packable, pack, rounded
-from recipes.rlhf.ppo_models import PolicyWithValue, ValueHead
+from recipes.rlhf.ppo_models import PolicyWithValue
+from recipes.rlhf.ppo_values import ValueHead
 
 SIZES = {
     "hidden_size": 32,

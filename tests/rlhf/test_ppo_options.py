@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, s
 from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_guards import preflight
-from recipes.rlhf.ppo_models import VALUE_ADAPTER, adapter
+from recipes.rlhf.ppo_values import VALUE_ADAPTER
+from recipes.rlhf.trunk import adapter
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
 

@@ -26,8 +26,9 @@ from transformers import (
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import prompt_token_ids
-from recipes.rlhf.ppo_models import PolicyWithValue, ScalarModel, value_model_from
+from recipes.rlhf.ppo_models import PolicyWithValue
 from recipes.rlhf.ppo_trainer import PPOTrainer
+from recipes.rlhf.ppo_values import ScalarModel, value_model_from
 
 PAD, BOS, EOS = 0, 1, 2
 CHAT_TEMPLATE = (
