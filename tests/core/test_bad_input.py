@@ -741,7 +741,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, broken, main, tmp_path,
         main(recipe)(["--config", "config.yaml"])
 
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(("error: the loss is ", "error: the policy's probabilities are ")) and "step 2" in last
+    assert (
+        last.startswith(("error: the loss is ", "error: the gradient is ", "error: the policy's probabilities are "))
+        and "step 2" in last
+    )
     assert stop.value.code == 2
     from recipes.core.checkpoints import last_good_checkpoint
 

@@ -18,7 +18,7 @@ COUNTS = {
     "rlhf/grpo": 3,
     "rlhf/judge": 1,
     "rlhf/kto": 3,
-    "rlhf/ppo": 9,
+    "rlhf/ppo": 10,
     "rlhf/reward": 3,
     "rlhf/rloo": 3,
 }

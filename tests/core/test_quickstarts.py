@@ -14,6 +14,8 @@ BASE, SFT, REWARD, PPO = (
     f"{recipe}/quickstart" for recipe in ("pretraining/causal", "finetuning/sft", "rlhf/reward", "rlhf/ppo")
 )
 DPO, KTO, RLOO, GRPO = (f"rlhf/{method}/quickstart" for method in ("dpo", "kto", "rloo", "grpo"))
+PPO_FORMS = [f"{PPO}-{form}" for form in ("separate", "adapter", "ptx", "low-kl")]
+PPO_SMALL = [*TWO_STEPS, "--total_episodes", "null", "--response_length", "8"]
 GROUPS = [*TWO_STEPS, "--max_completion_length", "8"]
 COMPARED = ["--max_test_samples", "8", "--response_length", "8", "--best_of_n", "1", "2"]
 # Each quickstart: what is made before it, and the flags that make it small.
@@ -24,12 +26,13 @@ STAGES = {
     "finetuning/sft/quickstart-lora": ([BASE], TWO_STEPS),
     "finetuning/sft/quickstart-qlora": ([BASE], TWO_STEPS),
     REWARD: ([SFT], TWO_STEPS),
-    PPO: ([SFT, REWARD], [*TWO_STEPS, "--total_episodes", "null", "--response_length", "8"]),
+    **{name: ([SFT, REWARD], PPO_SMALL) for name in (PPO, *PPO_FORMS)},
     DPO: ([SFT], TWO_STEPS),
     KTO: ([SFT], TWO_STEPS),
     RLOO: ([SFT, REWARD], GROUPS),
     GRPO: ([SFT, REWARD], GROUPS),
     "rlhf/evaluate/quickstart": ([BASE, SFT, REWARD, PPO], COMPARED),
+    "rlhf/evaluate/ppo-forms": ([BASE, SFT, REWARD, PPO, *PPO_FORMS], COMPARED),
     "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
 }
 
@@ -63,7 +66,7 @@ def make(main, runs_dir, request):
 
 
 def test_every_quickstart_is_here():
-    of_the_chain = ("quickstart", "methods")
+    of_the_chain = ("quickstart", "methods", "ppo-forms")
     assert set(STAGES) == {config.name for config in configs() if config.path.stem.startswith(of_the_chain)}
 
 
