@@ -116,7 +116,7 @@ class PolicyWithValue(nn.Module):
             outputs["values"] = self.value(hidden)
         elif with_value:
             outputs["values"] = self.value(input_ids, attention_mask, at)
-        empty = torch.zeros(real.shape, device=real.device)
+        empty = torch.zeros(real.shape, dtype=torch.float32, device=real.device)
         outputs = {name: empty.masked_scatter(real, numbers) for name, numbers in outputs.items()}
         if ptx is not None:
             outputs["ptx_logprobs"] = self.forward(**ptx, temperature=1.0, with_value=False)["logprobs"]

@@ -85,7 +85,9 @@ def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
         assert adapter["base_model_name_or_path"] == str(runs_dir / BASE)
         assert result["trained_parameters"] < result["parameters"]
     if name.startswith("rlhf/evaluate"):
-        methods = ["dpo", "kto", "rloo", "grpo", "ppo"] if name.endswith("methods") else ["ppo"]
+        forms = [form.replace("quickstart", "ppo").rpartition("/")[2] for form in PPO_FORMS]
+        methods = {"methods": ["dpo", "kto", "rloo", "grpo", "ppo"], "ppo-forms": ["ppo", *forms]}
+        methods = methods.get(Path(name).name, ["ppo"])
         assert list(result["metrics"]["policies"]) == ["base", "sft", *methods, "best_of_n"]
         assert (folder / "samples.md").exists()
         assert (folder / "frontier.png").exists()
