@@ -119,7 +119,9 @@ class PolicyWithValue(nn.Module):
         empty = torch.zeros(real.shape, dtype=torch.float32, device=real.device)
         outputs = {name: empty.masked_scatter(real, numbers) for name, numbers in outputs.items()}
         if ptx is not None:
-            outputs["ptx_logprobs"] = self.forward(**ptx, temperature=1.0, with_value=False)["logprobs"]
+            # not `self.forward`, which accelerate has wrapped in an autocast that stays on when it is entered twice
+            texts = type(self).forward(self, **ptx, temperature=1.0, with_value=False)
+            outputs["ptx_logprobs"] = texts["logprobs"]
         return outputs
 
     def _score(

@@ -198,6 +198,11 @@ def test_ptx_adds_the_language_modelling_loss(tmp_path):
     assert losses[1] - losses[0] == pytest.approx(2.0 * nll / count, abs=1e-4)
 
 
+def test_ptx_in_bf16_leaves_autocast_off(tmp_path):
+    make_trainer(tmp_path, arguments={"ptx_dataset": texts()}, ptx_coef=1.0, bf16=True, max_steps=2).train()
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_ptx_keeps_the_language_modelling_loss_lower(tmp_path):
     data = {"train": texts(24), "test": texts(24)}
     losses = []
