@@ -29,8 +29,8 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 # ---------------------------------------------------------------------------------------- the main job, stage by stage
-# A stage is remade when its config, its script or a stage before it changed. Stages without a config named VARIANT are
-# left out: a set of configs may start from a model that exists.
+# A stage is looked at again when its config, a module of its family or a stage before it changed, and remade if that is one
+# of its own. Stages without a config named VARIANT are left out: a set of configs may start from a model that exists.
 result = $(RUNS)/$(1)/$(VARIANT)/result.json
 exists = $(wildcard configs/$(1)/$(VARIANT).yaml)
 
@@ -44,7 +44,7 @@ $(DATA): | $(READY)
 define stage # name, stages before it
 ifneq ($(call exists,$(1)),)
 PIPELINE += $(call result,$(1))
-$(call result,$(1)): $(call exists,$(1)) $(wildcard recipes/$(1)*.py) $(EMBEDDED) $(foreach before,$(2),$(if $(call exists,$(before)),$(call result,$(before)))) | $(READY) $(DATA)
+$(call result,$(1)): $(call exists,$(1)) $(wildcard $(dir recipes/$(1))*.py) $(EMBEDDED) $(foreach before,$(2),$(if $(call exists,$(before)),$(call result,$(before)))) | $(READY) $(DATA)
 	$(RECIPES) run $(1)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed $(if $(SEED),--seed $(SEED)) $(ARGS)
 endif
 endef

@@ -42,6 +42,23 @@ class Recipe:
         return docstring.split("\n\n")[0].replace("\n", " ").strip()
 
     @property
+    def modules(self) -> list[Path]:
+        """The script and all modules of its family that it imports, directly or not."""
+        prefix, found, waiting = self.module.rpartition(".")[0] + ".", set(), [self.script]
+        while waiting:
+            file = waiting.pop()
+            if file in found or not file.exists():
+                continue
+            found.add(file)
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(prefix):
+                    names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+                    waiting += [
+                        file.parent / f"{name.removeprefix(prefix)}.py" for name in names if name != prefix[:-1]
+                    ]
+        return sorted(found)
+
+    @property
     def configs(self) -> list["Config"]:
         return [Config(f"{self.name}/{path.stem}") for path in sorted((CONFIGS / self.name).glob("*.yaml"))]
 

@@ -87,8 +87,8 @@ class Run:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Digests of what else decides the outcome: the recipe's script, embedded data, the runs it starts from."""
-        modules = sorted(self.recipe.script.parent.glob(f"{self.recipe.script.stem}*.py"))
+        """Digests of what else decides the outcome: the recipe's modules, embedded data, the runs it starts from."""
+        modules = list(self.recipe.modules)
         if any(text.startswith("embedded/") for text in _texts(self.settings)):
             modules += sorted((ROOT / "recipes" / "embedded").glob("*.py"))
         digests = {str(file.name): _digest(file.read_bytes()) for file in modules}

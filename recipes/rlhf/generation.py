@@ -1,16 +1,19 @@
 """Sampling responses: a decoding loop that drops the sequences that have ended from its batch."""
 
 import functools
+import math
+from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from recipes.rlhf import ppo_math
+from recipes.rlhf.trunk import without_adapter
 
 SHRINK_BELOW = 0.8  # share of the batch that is unfinished; each time it falls below, the finished rows are dropped
-
 STEP = 16  # tokens by which the cache that attention sees grows, and half of that the rows by which a batch shrinks
 
 
@@ -51,22 +54,35 @@ class RoomyLayer(DynamicLayer):
         self.reserved = [reserved[indices] for reserved in self.reserved]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled.
+
+    `temperature`: 0 takes the likeliest token. `stop_token_id`: what follows it is `pad_token_id`. `synchronize`: go on
+    until the sequences of all processes have ended, as a model must whose weights are sharded over them.
+    """
+
+    temperature: float
+    stop_token_id: int | None
+    pad_token_id: int
+    synchronize: bool = False
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """One token for each row of `logits` [B, V], by its random number in [0, 1) [B]."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        return ppo_math.inverse_cdf_sample(logits.float() / self.temperature, uniforms)
+
+
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    uniforms: Tensor,
-    temperature: float,
-    stop_token_id: int | None,
-    pad_token_id: int,
-    synchronize: bool = False,
+    model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, sampling: Sampling
 ) -> Tensor:
     """Responses [B, R] to left-padded prompts [B, P], sampled with the random numbers `uniforms` in [0, 1) [B, R].
 
-    What follows a stop token is padding. `temperature` 0 takes the likeliest token. `synchronize`: go on until the
-    sequences of all processes have ended, as a model must whose weights are sharded over them.
+    Of a model that takes packed rows, whose trunk and head can be called one after the other; any other: `generate_plain`.
     """
+    stop_token_id, pad_token_id = sampling.stop_token_id, sampling.pad_token_id
     trunk, head = model.base_model, model.get_output_embeddings()
     (size, start), length, device = prompt_ids.shape, uniforms.size(1), prompt_ids.device
     eager = "eager" in model.config.get_text_config()._attn_implementation
@@ -89,15 +105,15 @@ def generate(
         hidden = trunk(
             input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
-        tokens = _choose(head(hidden), uniforms[rows, step], temperature)
+        tokens = sampling.choose(head(hidden), uniforms[rows, step])
         responses[rows, step] = torch.where(ended, pad_token_id, tokens)
         if stop_token_id is not None:
             ended = ended | (tokens == stop_token_id)
             left = int((~ended).sum())
-            if synchronize:
+            if sampling.synchronize:
                 anywhere = torch.tensor([left], device=device)
                 torch.distributed.all_reduce(anywhere)
-            if (anywhere.item() if synchronize else left) == 0:
+            if (anywhere.item() if sampling.synchronize else left) == 0:
                 break
             if 0 < left < SHRINK_BELOW * len(rows):
                 kept = ended.long().argsort(stable=True)[: -(-left // (STEP // 2)) * (STEP // 2)]
@@ -109,7 +125,39 @@ def generate(
     return responses
 
 
-def _choose(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    return ppo_math.inverse_cdf_sample(logits.float() / temperature, uniforms)
+@torch.no_grad()
+def generate_plain(
+    policy: PreTrainedModel | PeftModel, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, sampling: Sampling
+) -> Tensor:
+    """As `generate`, the same responses, by the model's own `generate`, free of what its generation config asks for."""
+    config = GenerationConfig(
+        max_new_tokens=uniforms.size(1),
+        do_sample=False,
+        eos_token_id=sampling.stop_token_id,
+        pad_token_id=sampling.pad_token_id,
+    )
+    saved, policy.generation_config = policy.generation_config, GenerationConfig()
+    try:
+        sequences = policy.generate(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_Chosen(uniforms, prompt_ids.size(1), sampling)]),
+            synced_gpus=sampling.synchronize,
+        )
+    finally:
+        for model in (policy, without_adapter(policy)):
+            model.generation_config = saved
+    responses = sequences[:, prompt_ids.size(1) :]
+    return nn.functional.pad(responses, (0, uniforms.size(1) - responses.size(1)), value=sampling.pad_token_id)
+
+
+class _Chosen(LogitsProcessor):
+    """Leaves one token per row, drawn with the row's own random numbers [B, R]; greedy search on top of it samples."""
+
+    def __init__(self, uniforms: Tensor, prompt_length: int, sampling: Sampling):
+        self.uniforms, self.prompt_length, self.sampling = uniforms, prompt_length, sampling
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        tokens = self.sampling.choose(scores, self.uniforms[:, input_ids.size(1) - self.prompt_length])
+        return torch.full_like(scores, -math.inf).scatter(1, tokens.unsqueeze(1), 0.0)

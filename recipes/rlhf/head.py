@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from recipes.rlhf import ppo_math
 from recipes.rlhf.packing import rounded
 
 BLOCK_BYTES = 2**27  # of float32 logits; what fits in one block is kept for the backward pass, else it is made again
@@ -24,9 +25,15 @@ def head_logprobs(
         hidden, filled = pad(hidden, (0, 0, 0, more)), pad(tokens, (0, more))
         logprobs, entropy = _HeadLogprobs.apply(hidden, head.weight, head.bias, filled, temperature, with_entropy)
         return logprobs[: len(tokens)], entropy[: len(tokens)] if with_entropy else None
-    logprobs = (head(hidden).float() / temperature).log_softmax(dim=-1)
-    entropy = -(logprobs.exp() * logprobs).sum(dim=-1) if with_entropy else None
-    return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
+    return logprobs_of(head(hidden), tokens, temperature, with_entropy)
+
+
+def logprobs_of(
+    logits: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `head_logprobs`, from logits [N, V] that are there already."""
+    logits = logits.float() / temperature
+    return ppo_math.token_logprobs(logits, tokens), ppo_math.token_entropy(logits) if with_entropy else None
 
 
 class _HeadLogprobs(torch.autograd.Function):

@@ -33,7 +33,7 @@ class Packed:
 
 
 def rounded(size: int) -> int:
-    """`size` and at most a twelfth more, so that products of matrices come in few shapes.
+    """`size` and at most a sixteenth or 3 more, so that products of matrices come in few shapes.
 
     Every new shape costs time and memory that is kept: oneDNN compiles a kernel for each in bf16, and the allocators of
     GPUs hold a block for each.

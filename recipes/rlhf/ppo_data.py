@@ -152,26 +152,6 @@ def right_pad(responses: list[list[int]], pad_token_id: int) -> dict[str, Tensor
     }
 
 
-def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
-    """Texts of pretraining data as token ids, cut after `length` tokens; those of a single token are left out.
-
-    Raises:
-        UserError: no text is left.
-    """
-    tokens = [ids[:length] for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
-    tokens = [ids for ids in tokens if len(ids) > 1]
-    if not tokens:
-        raise UserError("ptx_dataset holds no text of two tokens or more")
-    return tokens
-
-
-def text_batch(texts: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
-    """Texts as prompts of one token and responses of the rest, the form that `PolicyWithValue` takes."""
-    prompts = {"prompt_ids": torch.tensor([text[:1] for text in texts])}
-    prompts["prompt_mask"] = torch.ones_like(prompts["prompt_ids"])
-    return prompts | right_pad([text[1:] for text in texts], pad_token_id)
-
-
 def select(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """The given rows of left-padded prompts and right-padded responses, less the columns that are padding in all rows.
 

@@ -1,16 +1,13 @@
 """Policy and value of PPO as one module: log-probabilities and values of responses, and the responses themselves."""
 
-import math
-
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from recipes.core.errors import UserError
-from recipes.rlhf import ppo_math
-from recipes.rlhf.generation import generate
-from recipes.rlhf.head import head_logprobs
+from recipes.rlhf.generation import Sampling, generate, generate_plain
+from recipes.rlhf.head import head_logprobs, logprobs_of
 from recipes.rlhf.ppo_values import ScalarModel, ValueHead
 from recipes.rlhf.trunk import adapter, has_plain_head, last_cells, model_inputs, packs, states, without_adapter
 
@@ -96,16 +93,13 @@ class PolicyWithValue(nn.Module):
         if self.packs:
             hidden = states(policy.base_model, True, input_ids, attention_mask, at)
             head = policy.get_output_embeddings()
+            logprobs, entropy = head_logprobs(head, hidden, response_ids[real], temperature, with_entropy)
         else:  # what the policy makes of its hidden states is its own
             inputs = model_inputs(policy, input_ids, attention_mask, last=real.size(1))
             result = self.policy(**inputs, output_hidden_states=shared)
+            logits = result.logits[:, -real.size(1) :][real]
+            logprobs, entropy = logprobs_of(logits, response_ids[real], temperature, with_entropy)
             hidden = result.hidden_states[-1][:, -real.size(1) :][real] if shared else None
-        if self.packs:
-            logprobs, entropy = head_logprobs(head, hidden, response_ids[real], temperature, with_entropy)
-        else:
-            logits = result.logits[:, -real.size(1) :][real].float() / temperature
-            logprobs = ppo_math.token_logprobs(logits, response_ids[real])
-            entropy = ppo_math.token_entropy(logits) if with_entropy else None
         outputs = {"logprobs": logprobs}
         if with_entropy:
             outputs["entropy"] = entropy
@@ -134,50 +128,8 @@ class PolicyWithValue(nn.Module):
             hidden = states(policy.base_model, True, input_ids, attention_mask, last_cells(attention_mask))
         return head(hidden)
 
-    def respond(
-        self,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        uniforms: Tensor,
-        temperature: float,
-        stop_token_id: int | None,
-        pad_token_id: int,
-        synchronize: bool = False,
-    ) -> Tensor:
-        """`generation.generate` of the policy; of one that cannot take packed rows, by its own `generate`."""
+    def respond(self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+        """Responses [B, R] to left-padded prompts [B, P]; see `generation`."""
         if self.packs:
-            model = without_adapter(self.policy)
-            return generate(
-                model, prompt_ids, prompt_mask, uniforms, temperature, stop_token_id, pad_token_id, synchronize
-            )
-        config = GenerationConfig(
-            max_new_tokens=uniforms.size(1), do_sample=False, eos_token_id=stop_token_id, pad_token_id=pad_token_id
-        )
-        sampling = [InverseCdfSampling(uniforms, prompt_ids.size(1), temperature)] if temperature > 0 else []
-        saved = self.policy.generation_config
-        self.policy.generation_config = GenerationConfig()  # free of what it asks for itself, such as top-k
-        try:
-            sequences = self.policy.generate(
-                input_ids=prompt_ids,
-                attention_mask=prompt_mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList(sampling),
-                synced_gpus=synchronize,
-            )
-        finally:
-            for model in (self.policy, without_adapter(self.policy)):
-                model.generation_config = saved
-        responses = sequences[:, prompt_ids.size(1) :]
-        return nn.functional.pad(responses, (0, uniforms.size(1) - responses.size(1)), value=pad_token_id)
-
-
-class InverseCdfSampling(LogitsProcessor):
-    """Leaves one token per row, drawn with the row's own random numbers [B, R]; greedy search on top of it samples."""
-
-    def __init__(self, uniforms: Tensor, prompt_length: int, temperature: float):
-        self.uniforms, self.prompt_length, self.temperature = uniforms, prompt_length, temperature
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniforms = self.uniforms[:, input_ids.size(1) - self.prompt_length]
-        tokens = ppo_math.inverse_cdf_sample(scores.float() / self.temperature, uniforms)
-        return torch.full_like(scores, -math.inf).scatter(1, tokens.unsqueeze(1), 0.0)
+            return generate(without_adapter(self.policy), prompt_ids, prompt_mask, uniforms, sampling)
+        return generate_plain(self.policy, prompt_ids, prompt_mask, uniforms, sampling)

@@ -12,6 +12,7 @@ from trl.data_utils import apply_chat_template
 from trl.trainer.utils import get_callable_name
 
 from recipes.core.errors import UserError
+from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import response_texts
 from recipes.rlhf.ppo_values import ScalarModel, ValueHead, reward_adapter
@@ -41,11 +42,8 @@ class Rewards:
                 raise UserError(f"{option} has {len(given)} entries for {len(self.funcs)} reward functions")
         self.weights = torch.tensor(weights, dtype=torch.float32, device=args.device)
         self.names, self.tokenizers = [], []
-        self.sources = [
-            func if isinstance(func, str) else func.config._name_or_path
-            for func in self.funcs
-            if isinstance(func, str | nn.Module) and (isinstance(func, str) or hasattr(func, "config"))
-        ]
+        models = [func for func in self.funcs if isinstance(func, str | nn.Module)]
+        self.sources = [model if isinstance(model, str) else model.config._name_or_path for model in models]
         for func, tokenizer in zip(self.funcs, tokenizers, strict=True):
             name = reward_name(func)
             self.names.append(f"{name}_{len(self.names)}" if name in self.names else name)
@@ -136,14 +134,17 @@ class Rewards:
             return torch.zeros(len(batch["response_ids"]), dtype=torch.bool, device=self.weights.device)
         return ((batch["response_ids"] == self.stop_token_id) & batch["response_mask"].bool()).any(dim=1)
 
-    def total(self, batch: dict[str, Tensor]) -> Tensor:
-        """The score PPO trains on [B]: `scores` weighted, summed, clipped, less the penalty for a missing stop token."""
-        return self.bounded(self.weighted(batch), batch)
-
     def weighted(self, batch: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the rewards [B]."""
         return batch["scores"] @ self.weights
 
-    def bounded(self, total: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def total(self, batch: dict[str, Tensor], moments: Tensor | None = None) -> Tensor:
+        """The score PPO trains on [B]: weighted, summed, normalised where `moments` are given (`ppo_math.joined_moments`),
+        clipped, less the penalty for a missing stop token.
+        """
+        total = self.weighted(batch)
+        if moments is not None:
+            total = ppo_math.normalized(total, moments)
         if self.args.reward_clip is not None:
             total = total.clamp(-self.args.reward_clip, self.args.reward_clip)
         if self.args.missing_eos_penalty is not None:

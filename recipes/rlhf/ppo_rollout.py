@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models.utils import unwrap_model_for_generation
 
 from recipes.rlhf import ppo_math
+from recipes.rlhf.generation import Sampling
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import left_pad, select
 from recipes.rlhf.ppo_rewards import Rewards
@@ -39,8 +40,9 @@ class ResponseSampler:
         self.args, self.tokenizer, self.accelerator = args, tokenizer, accelerator
         self.rewards, self.ref_model = rewards, ref_model
         sharded = is_deepspeed_zero3_enabled() or accelerator.distributed_type == DistributedType.FSDP
+        synchronize = sharded and accelerator.num_processes > 1
+        self.sampling = Sampling(args.temperature, rewards.stop_token_id, tokenizer.pad_token_id, synchronize)
         self.seconds: dict[str, float] = defaultdict(float)
-        self.synchronize = sharded and accelerator.num_processes > 1
 
     @torch.no_grad()
     def sample(
@@ -106,14 +108,7 @@ class ResponseSampler:
         with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
             for rows in self._chunks(prompts):
                 chunk = select(prompts, rows)
-                responses[rows] = unwrapped.respond(
-                    **chunk,
-                    uniforms=uniforms[rows],
-                    temperature=self.args.temperature,
-                    stop_token_id=self.rewards.stop_token_id,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    synchronize=self.synchronize,
-                )
+                responses[rows] = unwrapped.respond(**chunk, uniforms=uniforms[rows], sampling=self.sampling)
         return responses
 
     def _scores(self, model: nn.Module, batch: dict[str, Tensor], scorer: str) -> Tensor:

@@ -7,8 +7,8 @@ Papers: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences,
 The Trainer asks for the micro-batches of one optimizer step at a time (`get_batch_samples`). Every `steps_per_rollout`
 steps that question starts a rollout: sample a response to each prompt, score it, work out advantages. The steps that
 follow take their mini-batches from it (`compute_loss`). Accumulation, clipping, schedules, callbacks, checkpoints,
-DeepSpeed and FSDP stay the Trainer's own. The formulas are in `ppo_math`, a rollout's responses
-come from `ppo_rollout`, saving and resuming is in `ppo_checkpoints`.
+DeepSpeed and FSDP stay the Trainer's own. The formulas are in `ppo_math`, the models are made in `ppo_roles`, a rollout's
+responses come from `ppo_rollout`, pretraining texts from `ppo_pretraining`, saving and resuming is in `ppo_checkpoints`.
 
 Three choices make a run repeatable. Each sample is drawn with random numbers of its own, made from (seed, rollout, its
 number in the rollout), so that neither batching nor the number of processes changes it. Each process holds the whole
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -37,7 +37,6 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import identity
@@ -50,37 +49,23 @@ from recipes.rlhf.ppo_data import (
     RolloutSampler,
     check_rollout_size,
     select,
-    text_batch,
     tokenize_prompts,
-    tokenize_texts,
 )
 from recipes.rlhf.ppo_guards import check_bounds, optimizer_bytes, preflight, weight_bytes
-from recipes.rlhf.ppo_models import PolicyWithValue
+from recipes.rlhf.ppo_pretraining import PretrainingTexts
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
+from recipes.rlhf.ppo_roles import cast_roles
 from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
-from recipes.rlhf.ppo_values import VALUE_ADAPTER, add_value_adapter, copy_of, make_value_model
-from recipes.rlhf.trunk import (
-    check_switchable,
-    disable_dropout,
-    train_adapters,
-    vocabulary_size,
-    whole_weights,
-    without_adapter,
-)
+from recipes.rlhf.trunk import whole_weights, without_adapter
 
 logger = get_logger(__name__)
 
+PER_TOKEN = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "drift")
 STATS = (
     "loss",
-    "policy_loss",
-    "value_loss",
-    "clip_fraction",
-    "value_clip_fraction",
-    "ratio",
-    "approx_kl",
-    "drift",
+    *PER_TOKEN,
     "ptx_loss",
-)
+)  # of an optimizer step; drift, the mean |ratio - 1|, is looked at and not logged
 APPROX_KL, DRIFT = STATS.index("approx_kl"), STATS.index("drift")
 PROMPTS, SAMPLING, SHUFFLING, EVALUATION, PRETRAINING = range(5)  # what a stream of random numbers is for
 
@@ -156,10 +141,7 @@ class PPOTrainer(PPOCheckpoints):
             eval_dataset = {name: self._tokenize(data, f"eval_dataset {name}") for name, data in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._tokenize(eval_dataset, "eval_dataset")
-        ptx_dataset = ptx_dataset if isinstance(ptx_dataset, dict) else {"train": ptx_dataset}
-        self.ptx, self.ptx_test = (self._tokenize_texts(ptx_dataset.get(split)) for split in ("train", "test"))
-        if args.ptx_coef > 0 and self.ptx is None:
-            raise UserError("ptx_coef mixes pretraining data in: give ptx_dataset, texts in a column text")
+        self.texts = PretrainingTexts(ptx_dataset, tokenizer, args)
         self.rollout_size = check_rollout_size(args, len(train_dataset))
         self.local_rollout_size = self.rollout_size // args.world_size
         if args.total_episodes is not None:
@@ -167,41 +149,10 @@ class PPOTrainer(PPOCheckpoints):
 
         # models
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args, model, tokenizer, stop_token_id)
-        if value_model == "adapter" and peft_config is None:
-            raise UserError(
-                "value_model 'adapter' needs an adapter on the policy: give peft, e.g. {method: lora, r: 16}"
-            )
-        value = make_value_model(value_model, model, self.rewards.models_of_policy_tokens())
-        if ref_model is model:
-            raise UserError("ref_model is the policy itself: pass a copy of it, or nothing")
-        has_adapter = peft_config is not None or isinstance(model, PeftModel)
-        if args.kl_coef > 0 and ref_model is None and not has_adapter:
-            ref_model = copy_of(model)
-        for name, other in (("value_model", getattr(value, "model", None)), ("ref_model", ref_model)):
-            if other is not None and vocabulary_size(other) != vocabulary_size(model):
-                raise UserError(
-                    f"{name} has a vocabulary of {vocabulary_size(other)} tokens and the policy one of "
-                    f"{vocabulary_size(model)}: take one with the policy's vocabulary"
-                )
-        if peft_config is not None:
-            if isinstance(model, PeftModel):
-                raise UserError("the policy has an adapter already: merge it (merge_and_unload) or drop peft_config")
-            set_seed(args.seed)  # the adapter's weights are random; ZeRO-3 gathers parameters of one dtype only
-            model = get_peft_model(model, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
-        scorers = self.rewards.attach(model)
-        if value_model == "adapter":
-            add_value_adapter(model, value, scorers)
-        if scorers or value_model == "adapter":
-            train_adapters(model, [model.active_adapter, *([VALUE_ADAPTER] if value_model == "adapter" else [])])
-        if has_adapter and args.kl_coef > 0 and ref_model is None:
-            check_switchable(model)
-        if has_adapter and args.activation_checkpointing:
-            model.enable_input_require_grads()
-        disable_dropout(model)
-        disable_dropout(value)
+        roles = cast_roles(model, value_model, ref_model, peft_config, self.rewards, args)
 
         super().__init__(
-            model=PolicyWithValue(model, value, scorers),
+            model=roles.trained,
             args=args,
             data_collator=identity,
             train_dataset=train_dataset,
@@ -210,7 +161,7 @@ class PPOTrainer(PPOCheckpoints):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.ref_model = self._freeze(PolicyWithValue(ref_model)) if args.kl_coef > 0 and ref_model else None
+        self.ref_model = self._freeze(roles.reference) if roles.reference is not None else None
         self.rewards.freeze(self._freeze)
         self.sampler = ResponseSampler(args, tokenizer, self.accelerator, self.rewards, self.ref_model)
         if args.kl_stop is not None and self.is_deepspeed_enabled:
@@ -236,9 +187,6 @@ class PPOTrainer(PPOCheckpoints):
 
     def _tokenize(self, dataset: Dataset, name: str) -> Dataset:
         return tokenize_prompts(dataset, name, self.processing_class, self.args, self.context)
-
-    def _tokenize_texts(self, texts: Dataset | None) -> list[list[int]] | None:
-        return None if texts is None else tokenize_texts(texts["text"], self.processing_class, self.args.ptx_length)
 
     def _generator(self, *key: int) -> torch.Generator:
         """Random numbers that are a function of the seed and the key alone."""
@@ -278,21 +226,17 @@ class PPOTrainer(PPOCheckpoints):
         micro_batches = mini_batch[self.args.process_index].split(self.args.per_device_train_batch_size)
         num_tokens = self._rollout["response_mask"][mini_batch].sum()
         inputs = [select(self._rollout, rows) for rows in micro_batches]
-        if self.ptx is not None and self.args.ptx_coef > 0:
+        if self.texts.mixed:
             self._add_pretraining(inputs)
         return inputs, num_tokens
 
     def _add_pretraining(self, inputs: list[dict[str, Tensor]]) -> None:
         """To each micro-batch as many texts of the pretraining data as it has responses, drawn for this very step."""
-        generator, args = self._generator(PRETRAINING, self.state.global_step), self.args
-        mini_batch = torch.randint(
-            len(self.ptx), (args.world_size, self.local_rollout_size // args.num_mini_batches), generator=generator
-        )
-        tokens = sum(len(self.ptx[row]) - 1 for row in mini_batch.flatten().tolist())
-        parts = mini_batch[args.process_index].split(args.per_device_train_batch_size)
-        for micro_batch, rows in zip(inputs, parts, strict=True):
-            texts = text_batch([self.ptx[row] for row in rows.tolist()], self.processing_class.pad_token_id)
-            micro_batch["ptx"] = {name: tensor.to(args.device) for name, tensor in texts.items()}
+        args, generator = self.args, self._generator(PRETRAINING, self.state.global_step)
+        shape = (args.world_size, self.local_rollout_size // args.num_mini_batches)
+        numbers, tokens = self.texts.draw(shape, args.process_index, generator)
+        for micro_batch, part in zip(inputs, numbers.split(args.per_device_train_batch_size), strict=True):
+            micro_batch["ptx"] = self.texts.batch([self.texts.train[number] for number in part.tolist()])
             micro_batch["ptx_tokens"] = tokens
 
     def _prepare_inputs(self, inputs: dict) -> dict:
@@ -312,11 +256,8 @@ class PPOTrainer(PPOCheckpoints):
 
         mask, values = batch["response_mask"], batch["values"]
         if args.normalize_rewards:
-            raw = self.rewards.weighted(batch)
-            self.score_moments = ppo_math.joined_moments(self.score_moments, raw)
-            scores = self.rewards.bounded(ppo_math.normalized(raw, self.score_moments), batch)
-        else:
-            scores = self.rewards.total(batch)
+            self.score_moments = ppo_math.joined_moments(self.score_moments, self.rewards.weighted(batch))
+        scores = self.rewards.total(batch, self.score_moments if args.normalize_rewards else None)
         kl = torch.zeros_like(values)
         if "ref_logprobs" in batch:
             kl = ppo_math.kl_penalty(batch["logprobs"], batch["ref_logprobs"], args.kl_estimator)
@@ -396,26 +337,16 @@ class PPOTrainer(PPOCheckpoints):
         if args.entropy_coef > 0:
             loss = loss - args.entropy_coef * outputs["entropy"]
         approx_kl = 0.5 * (logprobs - old["logprobs"]) ** 2
-        columns = (
-            loss,
-            policy,
-            value,
-            clipped,
-            value_clipped,
-            ratio,
-            approx_kl,
-            (ratio - 1).abs(),
-            torch.zeros_like(loss),
-        )
-        stats = torch.stack([(column * mask).sum() for column in columns]) / num_items_in_batch
-        if ptx is not None:
-            ptx_loss = -outputs["ptx_logprobs"].sum() / inputs["ptx_tokens"]
-            stats = stats + torch.stack([args.ptx_coef * ptx_loss, *stats.new_zeros(len(STATS) - 2), ptx_loss])
+        columns = (loss, policy, value, clipped, value_clipped, ratio, approx_kl, (ratio - 1).abs())
+        total, *per_token = [(column * mask).sum() / num_items_in_batch for column in columns]
+        ptx_loss = -outputs["ptx_logprobs"].sum() / inputs["ptx_tokens"] if ptx else torch.zeros_like(total)
+        total = total + args.ptx_coef * ptx_loss
+        stats = torch.stack([total, *per_token, ptx_loss])
 
         self._step_stats += stats.detach()
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
             self._end_step()
-        return stats[0] * self.accelerator.num_processes
+        return total * self.accelerator.num_processes
 
     def _end_step(self, skipped: bool = False) -> None:
         step = self.state.global_step % self.args.steps_per_rollout
@@ -443,7 +374,7 @@ class PPOTrainer(PPOCheckpoints):
     def _end_rollout(self) -> None:
         means = (self._rollout_stats / self._steps_taken).tolist()
         metrics = self._rollout_metrics | dict(zip(STATS[1:DRIFT], means[1:DRIFT], strict=True))
-        if self.ptx is not None and self.args.ptx_coef > 0:
+        if self.texts.mixed:
             metrics["ptx_loss"] = means[-1]
         if self.args.kl_stop is not None:
             metrics["steps_taken"] = self._steps_taken
@@ -496,20 +427,14 @@ class PPOTrainer(PPOCheckpoints):
                 tables.append(self.accelerator.gather_for_metrics(torch.stack(list(columns.values()), dim=1)))
                 first += self.args.eval_batch_size * self.args.world_size
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            lm_loss = self._lm_loss() if self.ptx_test else None
+            if self.texts.test:
+                lm_loss = self.texts.held_out_loss(self._text_logprobs, self.args.eval_batch_size)
         table = torch.cat(tables)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in zip(columns, table.mean(dim=0).tolist())}
-        if lm_loss is not None:
+        if self.texts.test:
             metrics[f"{metric_key_prefix}_lm_loss"] = lm_loss
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(table))
 
-    def _lm_loss(self) -> float:
-        """Loss of the held-out texts of `ptx_dataset`, in nats a token."""
-        texts, size, device = self.ptx_test, self.args.eval_batch_size, self.args.device
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for start in range(0, len(texts), size):
-            batch = text_batch(texts[start : start + size], self.processing_class.pad_token_id)
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            with torch.no_grad(), self.accelerator.autocast():
-                total -= self.model_wrapped(**batch, temperature=1.0, with_value=False)["logprobs"].sum()
-        return (total / sum(len(text) - 1 for text in texts)).item()
+    def _text_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.model_wrapped(**batch, temperature=1.0, with_value=False)["logprobs"]

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.rlhf import ppo_math
+from recipes.rlhf.generation import Sampling
 from recipes.rlhf.ppo_data import left_pad, prompt_token_ids, response_texts, select
 from recipes.rlhf.ppo_models import PolicyWithValue
 
@@ -51,11 +52,10 @@ def sample(
     tokens["response_ids"] = torch.full((len(ids), response_length), pad, device=device)
     uniforms = torch.rand(len(ids), response_length, generator=torch.Generator().manual_seed(seed)).to(device)
     model = PolicyWithValue(policy.eval())
+    sampling = Sampling(temperature, stop_token_id=eos, pad_token_id=pad)
     for rows in torch.arange(len(ids), device=device).split(BATCH):
-        prompts_of_batch = select({name: tokens[name] for name in ("prompt_ids", "prompt_mask")}, rows)
-        tokens["response_ids"][rows] = model.respond(
-            **prompts_of_batch, uniforms=uniforms[rows], temperature=temperature, stop_token_id=eos, pad_token_id=pad
-        )
+        chunk = select({name: tokens[name] for name in ("prompt_ids", "prompt_mask")}, rows)
+        tokens["response_ids"][rows] = model.respond(**chunk, uniforms=uniforms[rows], sampling=sampling)
     tokens["response_mask"] = ppo_math.response_mask(tokens["response_ids"], eos)
     ended = ((tokens["response_ids"] == eos) & tokens["response_mask"].bool()).any(dim=1)
     real = [row[mask.bool()].tolist() for row, mask in zip(tokens["response_ids"], tokens["response_mask"])]

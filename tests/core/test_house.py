@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.core.catalog import FAMILIES, ROOT, recipes
+from recipes.core.catalog import FAMILIES, ROOT, Recipe, recipes
 
 SCRIPT_LINES, MODULE_LINES = 130, 540
 SHARED = {"core", "adapters", "embedded"}
@@ -105,3 +105,18 @@ sys.exit(",".join({heavy} & set(sys.modules)) or None)
             assert config.name in ran.stdout
             assert config.description in ran.stdout
     assert min(seconds) < 0.5
+
+
+def test_a_run_depends_on_what_its_script_imports():
+    modules = {path.name for path in Recipe("rlhf/ppo").modules}
+    assert modules >= {
+        "ppo.py",
+        "ppo_trainer.py",
+        "head.py",
+        "packing.py",
+        "generation.py",
+        "trunk.py",
+        "naive_bayes.py",
+    }
+    assert not modules & {"reward.py", "evaluate.py", "grpo.py"}
+    assert "packing.py" in {path.name for path in Recipe("pretraining/causal").modules}

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from recipes.rlhf import head, ppo_math
-from recipes.rlhf.generation import generate
+from recipes.rlhf.generation import Sampling, generate, generate_plain
 from recipes.rlhf.packing import make_packable, pack, rounded
 from recipes.rlhf.ppo_models import PolicyWithValue
 from recipes.rlhf.ppo_values import ValueHead
@@ -116,7 +116,6 @@ def test_the_gradient_of_a_packed_batch_is_that_of_its_sequences():
 def test_pack_takes_the_real_tokens_in_order():
     packed = pack(torch.tensor([[0, 7, 8], [5, 6, 0]]), torch.tensor([[0, 1, 1], [1, 1, 0]]))
     assert packed.inputs["input_ids"].tolist() == [[7, 8, 5, 6]]
-    assert rounded(4) == 4
     assert packed.inputs["position_ids"].tolist() == [[0, 1, 0, 1]]
     assert packed.index[torch.tensor([[0, 1, 1], [1, 1, 0]]).bool()].tolist() == [0, 1, 2, 3]
 
@@ -187,7 +186,12 @@ def test_responses_are_those_of_each_prompt_alone(name, attention):
         wanted = expected * ppo_math.response_mask(expected, stop)
         assert make_packable(model)
         prompts = {key: batch[key] for key in ("prompt_ids", "prompt_mask")}
-        given = generate(
-            model, **prompts, uniforms=uniforms, temperature=temperature, stop_token_id=stop, pad_token_id=0
-        )
-        assert given.tolist() == wanted.tolist()
+        sampling = Sampling(temperature, stop, pad_token_id=0)
+        for way in (generate, generate_plain):
+            assert way(model, **prompts, uniforms=uniforms, sampling=sampling).tolist() == wanted.tolist()
+
+
+def test_sizes_are_rounded_by_little_to_few():
+    sizes = range(1, 5000)
+    assert all(size <= rounded(size) <= size + max(3, size / 16) for size in sizes)
+    assert len({rounded(size) for size in sizes}) < 200
