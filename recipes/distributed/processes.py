@@ -26,7 +26,7 @@ def spawn(worker: Callable[..., Any], processes: int, *arguments: Any) -> list[A
 
     Raises:
         UserError: fewer than one process.
-        torch.multiprocessing.ProcessRaisedException: the first process that failed, with its traceback; the others are ended.
+        torch.multiprocessing.ProcessRaisedException: the first process to fail, with its traceback; the others are ended.
     """
     if processes < 1:
         raise UserError(f"'processes' must be at least 1, not {processes}")
@@ -34,7 +34,9 @@ def spawn(worker: Callable[..., Any], processes: int, *arguments: Any) -> list[A
         multiprocessing.start_processes(
             _join, (processes, folder, _free_port(), worker, arguments), processes, start_method="spawn"
         )
-        return [torch.load(Path(folder, str(rank)), map_location="cpu", weights_only=False) for rank in range(processes)]
+        return [
+            torch.load(Path(folder, str(rank)), map_location="cpu", weights_only=False) for rank in range(processes)
+        ]
 
 
 def device() -> torch.device:
@@ -47,7 +49,7 @@ def _join(rank: int, processes: int, folder: str, port: int, worker: Callable[..
     # What `accelerate launch` would have set, for libraries that read it.
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     on_gpus = torch.cuda.device_count() >= processes
     if on_gpus:
         torch.cuda.set_device(rank)
