@@ -74,6 +74,11 @@ class PPOConfig(_BaseConfig):
         metadata={"help": "ZeRO-3: gather the weights for generation. Off: slower, for models beyond one device."},
     )
 
+    offload_frozen: bool = field(
+        default=False,
+        metadata={"help": "Keep reference and reward models in the host's memory while they are not used."},
+    )
+
     # reward
     reward_weights: list[float] | None = field(
         default=None,

@@ -16,7 +16,7 @@ from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import response_texts
 from recipes.rlhf.ppo_values import ScalarModel, ValueHead, reward_adapter
-from recipes.rlhf.trunk import vocabulary_size
+from recipes.rlhf.trunk import on_device, vocabulary_size
 
 RewardFunc = nn.Module | Callable[..., list[float]] | str
 
@@ -120,7 +120,7 @@ class Rewards:
                 ends = [ids[-1] == self.stop_token_id for ids in token_ids]
                 ids, mask = retokenize(prompts, completions, ends, tokenizer)
             size = self.args.local_rollout_forward_batch_size
-            with accelerator.autocast():
+            with accelerator.autocast(), on_device(func, accelerator.device):
                 parts = [
                     func(some_ids.to(accelerator.device), some_mask.to(accelerator.device))
                     for some_ids, some_mask in zip(ids.split(size), mask.split(size), strict=True)

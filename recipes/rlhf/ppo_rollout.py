@@ -18,7 +18,7 @@ from recipes.rlhf.generation import Sampling
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import left_pad, select
 from recipes.rlhf.ppo_rewards import Rewards
-from recipes.rlhf.trunk import adapter
+from recipes.rlhf.trunk import adapter, on_device
 
 SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
 
@@ -66,7 +66,8 @@ class ResponseSampler:
         with self.accelerator.autocast(), self.phase("log-probabilities"):
             outputs = self._forward(model, batch, with_entropy=True)
             if self.ref_model is not None:
-                outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
+                with on_device(self.ref_model, device):
+                    outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
             elif self.args.kl_coef > 0:
                 with adapter(self.accelerator.unwrap_model(model).policy, None):
                     outputs["ref_logprobs"] = self._forward(model, batch, with_value=False)["logprobs"]

@@ -177,6 +177,10 @@ class PPOTrainer(PPOCheckpoints):
 
     def _freeze(self, model: nn.Module) -> nn.Module:
         model.requires_grad_(False).eval()
+        if self.args.offload_frozen:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise UserError("offload_frozen is for whole models, which DeepSpeed and FSDP split up: leave it out")
+            return model.cpu()
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)
         if self.is_fsdp_enabled:

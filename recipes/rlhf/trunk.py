@@ -154,6 +154,19 @@ def whole_weights(*models: nn.Module) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
+@contextmanager
+def on_device(model: nn.Module, device: torch.device):
+    """The model on a device for a while; afterwards it is again where it was."""
+    home = next(model.parameters()).device
+    if home != device:
+        model.to(device)
+    try:
+        yield
+    finally:
+        if home != device:
+            model.to(home)
+
+
 def part_of(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries under a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}

@@ -64,6 +64,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "shared": {**SHARED, "bf16": True},
     "lora-fp32": {**SHARED, "lora": True},
     "lora": {**SHARED, "lora": True, "bf16": True},
+    # policy and reward are adapters on one frozen base in bf16, the value reads the policy's trunk
+    "one-base": {**SHARED, "lora": True, "bf16": True, "dtype": "bfloat16", "reward_adapter": True},
 }
 REFERENCES = [name for name in FORMS if name.startswith("trl")]
 LENGTHS = {"early": 14.0, "full": None}  # mean tokens after which EOS ends a response; the limit is 64
@@ -104,7 +106,13 @@ def base_job(size: str, responses: str, episodes: int, updates: int) -> dict[str
 
 def form_job(form: str, attention: str | None) -> dict[str, Any]:
     """How a form differs."""
-    defaults = {"bf16": False, "dtype": "float32", "lora": False, "value_model": "separate"}
+    defaults = {
+        "bf16": False,
+        "dtype": "float32",
+        "lora": False,
+        "value_model": "separate",
+        "reward_adapter": False,
+    }
     return {"do": "train", **defaults, **FORMS[form], "attention": attention}
 
 

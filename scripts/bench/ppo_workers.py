@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -61,7 +61,11 @@ def build(job: Job) -> Job:
     set_ending(policy, job["mean_length"], job["temperature"])
     policy.save_pretrained(folder / "policy")
     config.num_labels = 1
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "reward")
+    reward = AutoModelForSequenceClassification.from_config(config)
+    reward.save_pretrained(folder / "reward")
+    reward.name_or_path = str(folder / "policy")  # the base that the policy has too
+    adapter = LoraConfig(r=16, target_modules="all-linear", task_type="SEQ_CLS", init_lora_weights=False)
+    get_peft_model(reward, adapter).save_pretrained(folder / "reward_adapter")
 
     shortest, longest = job["prompt_tokens"]
     lengths = torch.randint(shortest, longest + 1, (job["prompts"],)).tolist()
@@ -196,9 +200,13 @@ def ours(job: Job, tokenizer: PreTrainedTokenizerFast, prompts: list[str], peft:
         num_mini_batches=job["mini_batches"],
     )
     by_rule = job["task"] == "upper_half"
+    if by_rule:
+        reward = upper_share(job["shape"]["vocab_size"] // 2)
+    else:
+        reward = f"{job['models']}/reward_adapter" if job["reward_adapter"] else load("reward", job)
     trainer = PPOTrainer(
         model=load("policy", job),
-        reward_funcs=upper_share(job["shape"]["vocab_size"] // 2) if by_rule else load("reward", job),
+        reward_funcs=reward,
         value_model=load("reward", job) if by_rule else job["value_model"],
         args=args,
         train_dataset=Dataset.from_dict({"prompt": prompts}),

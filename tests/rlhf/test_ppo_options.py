@@ -25,7 +25,7 @@ from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_guards import preflight
 from recipes.rlhf.ppo_values import VALUE_ADAPTER
-from recipes.rlhf.trunk import adapter
+from recipes.rlhf.trunk import adapter, on_device
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
 
@@ -305,6 +305,26 @@ def test_kl_stop_skips_the_steps_left_on_a_rollout(tmp_path):
     two.compute_loss = only_two
     two.train()
     assert_same(weights_of(stopped), weights_of(two))
+
+
+def test_frozen_models_visit_the_device_and_go_home(monkeypatch):
+    """On a machine without an accelerator there is one place; what is looked at is where they are sent."""
+    model, visits = torch.nn.Linear(2, 2), []
+    monkeypatch.setattr(model, "to", visits.append)
+    with on_device(model, torch.device("cuda")):
+        assert visits == [torch.device("cuda")]
+    assert visits == [torch.device("cuda"), torch.device("cpu")]
+    with on_device(model, torch.device("cpu")):
+        assert len(visits) == 2
+
+
+def test_frozen_models_kept_in_the_hosts_memory_change_nothing(tmp_path):
+    weights = []
+    for offload in (False, True):
+        trainer = make_trainer(tmp_path / str(offload), make_reward_model(), offload_frozen=offload)
+        trainer.train()
+        weights.append(weights_of(trainer))
+    assert_same(*weights)
 
 
 @pytest.mark.parametrize(
