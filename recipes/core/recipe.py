@@ -9,11 +9,11 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from recipes.core.catalog import ROOT, Recipe
 from recipes.core.config import Resolved, resolve, with_origin
 from recipes.core.errors import UserError, refused_by_library, report_user_errors
+from recipes.core.processes import connect_processes, end_processes
 from recipes.core.run import Run, RunConfig
 
 
@@ -89,28 +89,3 @@ def quiet_libraries() -> None:
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-
-
-def connect_processes() -> None:
-    """Join the processes of `accelerate launch`, over gloo where the machine has no accelerator.
-
-    Without this, accelerate lets processes on a CPU machine train side by side, each on all of the data.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return
-    import torch
-    from accelerate import PartialState
-
-    joined = PartialState(cpu=not torch.accelerator.is_available()).num_processes
-    if joined != world:
-        raise UserError(f"{world} processes were started and {joined} joined; launch with a profile of configs/launch")
-
-
-def end_processes() -> Any:
-    """Leave the process group in order, so that no rank complains about the others."""
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

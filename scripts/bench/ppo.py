@@ -269,9 +269,10 @@ def benchmark(options: argparse.Namespace) -> None:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Prints the median seconds of each phase of an update, without the first, for one form of ours."""
+    """Prints peak memory and the median seconds of each phase of an update, without the first, for one form of ours."""
     with models(base_job(options.size, options.responses, options.episodes, options.updates), options.trl_dir) as job:
         result = run(job | form_job(options.profile, options.attention), options.trl_dir)
+    print(f"{result['memory_mib']:8.0f}  MiB at most")
     print(f"{statistics.median(result['seconds'][1:]):8.3f}  update")
     for name, seconds in result["phases"].items():
         print(f"{statistics.median(seconds[1:]):8.3f}  {name.removeprefix('seconds/')}")

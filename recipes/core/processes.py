@@ -1,0 +1,62 @@
+"""The processes that `accelerate launch` started: joining them, leaving them, and what an earlier one left in the way."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipes.core.errors import UserError
+
+
+def connect_processes() -> None:
+    """Join the processes of `accelerate launch`, over gloo where the machine has no accelerator.
+
+    Without this, accelerate lets processes on a CPU machine train side by side, each on all of the data.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("LOCAL_RANK", "0") == "0":
+        discard_abandoned_builds()
+
+    joined = PartialState(cpu=not torch.accelerator.is_available()).num_processes
+    if joined != world:
+        raise UserError(f"{world} processes were started and {joined} joined; launch with a profile of configs/launch")
+
+
+def discard_abandoned_builds() -> None:
+    """Remove the locks of kernel builds whose process was killed; PyTorch would wait for them for ever, without a word.
+
+    DeepSpeed compiles kernels when it is first used. A lock that no process has open is abandoned, which Linux can tell;
+    on another system nothing is removed.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    locks = [lock for lock in root.glob("**/lock") if lock.is_file()]
+    if not locks or not Path("/proc/self/fd").is_dir():
+        return
+    opened = {_target(descriptor) for descriptor in Path("/proc").glob("[0-9]*/fd/*")}
+    for lock in locks:
+        if str(lock.resolve()) not in opened:
+            lock.unlink(missing_ok=True)
+            print(f"removed {lock}, which a build that was killed had left", file=sys.stderr)
+
+
+def _target(link: Path) -> str | None:
+    try:
+        return os.readlink(link)
+    except OSError:  # the process has ended, or is another user's
+        return None
+
+
+def end_processes() -> Any:
+    """Leave the process group in order, so that no rank complains about the others."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
