@@ -94,23 +94,55 @@ def validate(names: Sequence[str]) -> None:
     print(f"{len(chosen)} configs are valid")
 
 
-def run(name: str, launch: str | None, overrides: Sequence[str]) -> None:
-    """Run a config, under an accelerate profile if one is named; prints the plain command first."""
+def run(name: str, launch: str | None, processes: int | None, overrides: Sequence[str]) -> None:
+    """Run a config, under an accelerate profile if one is named; prints the plain command first.
+
+    Raises:
+        UserError: `processes` without a profile, or more of them than the machine has accelerators.
+        SystemExit: the launched run failed; its exit status.
+    """
     path = find_config(name)
     recipe = recipe_of(path)
     shown = os.path.relpath(path)
     arguments = ["-m", recipe.module, "--config", shown, *overrides]
     if launch is None:
+        if processes is not None:
+            raise UserError("--num_processes needs --launch, such as --launch ddp")
         print("$ " + shlex.join(["python", *arguments]), flush=True)
         command_of(recipe)(["--config", str(path), *overrides])
         return
     profile = launch_profile(launch)
     # Parsed here first: a mistake is one line, not one traceback from each process.
     command_of(recipe).parse(["--config", str(path), *overrides])
-    command = ["accelerate", "launch", "--config_file", os.path.relpath(profile), *arguments]
+    command = ["accelerate", "launch", "--config_file", os.path.relpath(profile)]
+    processes = processes_to_start(processes)
+    command += [*(["--num_processes", str(processes)] if processes else []), *arguments]
     print("$ " + shlex.join(command), flush=True)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
-    raise SystemExit(subprocess.run(launcher, cwd=Path.cwd()).returncode)
+    status = subprocess.run(launcher, cwd=Path.cwd()).returncode
+    if status:
+        print(
+            f"error: the run ended with exit status {status}, the reason stands above; the same command goes on from its "
+            "last whole checkpoint",
+            file=sys.stderr,
+        )
+        raise SystemExit(status)
+
+
+def processes_to_start(wanted: int | None) -> int | None:
+    """One for each accelerator of this machine unless a number is wanted; None leaves it to the profile.
+
+    Raises:
+        UserError: fewer than one, or more than there are accelerators.
+    """
+    import torch
+
+    there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if wanted is not None and wanted < 1:
+        raise UserError(f"--num_processes must be at least 1, not {wanted}")
+    if wanted and there and wanted > there:
+        raise UserError(f"--num_processes {wanted} is more than this machine's {there} accelerators")
+    return wanted or there or None
 
 
 def results(runs_dir: Path, check: bool) -> None:
@@ -148,10 +180,15 @@ def dispatch() -> None:
     validating = commands.add_parser("validate", help="check configs (all, unless named) without loading weights")
     validating.add_argument("configs", nargs="*")
     running = commands.add_parser(
-        "run", help="run a config: run CONFIG [--launch PROFILE] [--key value …]", allow_abbrev=False
+        "run",
+        help="run a config: run CONFIG [--launch PROFILE [--num_processes N]] [--key value …]",
+        allow_abbrev=False,
     )
     running.add_argument("config")
     running.add_argument("--launch", help="an accelerate profile of configs/launch, such as ddp or zero3")
+    running.add_argument(
+        "--num_processes", type=int, help="with --launch; default: one for each accelerator, else two"
+    )
     publishing = commands.add_parser("results", help="publish finished runs to results/ and the README's table")
     publishing.add_argument("--runs_dir", type=Path, default=Path("runs"))
     publishing.add_argument("--check", action="store_true", help="only compare them with what is committed")
@@ -166,7 +203,7 @@ def dispatch() -> None:
         case "validate":
             validate(options.configs)
         case "run":
-            run(options.config, options.launch, overrides)
+            run(options.config, options.launch, options.num_processes, overrides)
         case "results":
             results(options.runs_dir, options.check)
 

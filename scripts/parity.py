@@ -21,6 +21,7 @@ from recipes.core.files import check_writable, write_json, write_text, write_yam
 
 PROCESSES, GLOBAL_BATCH, STEPS, TOLERANCE = 2, 8, 10, 1e-4
 PROFILES = ("ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2")
+SPLITS = ("tensor", "pipeline")
 COMPARED = ("loss", "grad_norm", "accuracy", "policy_loss", "value_loss", "reward", "kl")
 MODEL = {
     "hidden_size": 64,
@@ -100,9 +101,13 @@ def train(module: str, settings: dict[str, Any], profile: str | None, folder: Pa
 
 def largest_deviation(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
     """Over all steps and quantities; infinite where the two did not log the same things."""
-    if not one or [step.keys() for step in one] != [step.keys() for step in other]:
+    if (
+        not one
+        or len(one) != len(other)
+        or not all(a.keys() >= b.keys() >= {"loss", "grad_norm"} for a, b in zip(one, other))
+    ):
         return float("inf")
-    return max(abs(a[key] - b[key]) for a, b in zip(one, other) for key in a)
+    return max(abs(a[key] - b[key]) for a, b in zip(one, other) for key in b)
 
 
 def table(runs: dict[str, dict[str, list[dict[str, float]]]]) -> str:
@@ -128,6 +133,7 @@ def main() -> None:
     )
     parser.add_argument("--recipes", nargs="+", choices=JOBS, default=list(JOBS), help="what is trained")
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=list(PROFILES), help="how it is launched")
+    parser.add_argument("--splits", nargs="*", choices=SPLITS, default=list(SPLITS), help="how an SFT model is split")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/parity"), help="where runs and table go")
     options = parser.parse_args()
     with report_user_errors():
@@ -144,6 +150,14 @@ def main() -> None:
                 runs[recipe][profile or "one process"] = log
                 deviation = largest_deviation(runs[recipe]["one process"], log)
                 print(f"{recipe} {profile or 'one process'}: largest deviation {deviation:.1e}", flush=True)
+            if recipe == "finetuning/sft" and options.splits:
+                from scripts import parity_split  # imports all of trl and torch
+
+                batches = parity_split.batches_of(options.output_dir / recipe / "one.yaml")
+                for split in options.splits:
+                    log = runs[recipe][split] = parity_split.run(split, start, batches, PROCESSES)
+                    deviation = largest_deviation(runs[recipe]["one process"], log)
+                    print(f"{recipe} {split}: largest deviation {deviation:.1e}", flush=True)
         write_text(options.output_dir / "parity.md", table(runs))
         write_json(options.output_dir / "parity.json", runs)
         print(table(runs))

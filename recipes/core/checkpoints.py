@@ -8,9 +8,10 @@ from pathlib import Path
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from recipes.core.errors import UserError
 from recipes.core.files import read_json, write_json
 
-MANIFEST = "complete.json"
+MANIFEST, LAYOUT = "complete.json", "layout.json"
 
 
 class SealCheckpoints(TrainerCallback):
@@ -22,7 +23,9 @@ class SealCheckpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(checkpoint / LAYOUT, layout_of(self.trainer))
+            seal(checkpoint)
         self.trainer.accelerator.wait_for_everyone()
 
 
@@ -53,6 +56,34 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether every file of the manifest is there with its size."""
     manifest = read_json(checkpoint / MANIFEST)
     return bool(manifest) and manifest.items() <= _sizes(checkpoint).items()
+
+
+def layout_of(trainer: Trainer) -> dict[str, str | int]:
+    """How this run's weights and optimizer states lie over the processes, which is how a checkpoint has them."""
+    strategy = "data parallel"
+    if trainer.is_deepspeed_enabled:
+        strategy = f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+    elif trainer.is_fsdp_enabled:
+        strategy = "FSDP"
+    return {"strategy": strategy, "processes": trainer.accelerator.num_processes}
+
+
+def check_layout(checkpoint: Path, trainer: Trainer) -> None:
+    """Hold the layout of a checkpoint against that of the run that resumes from it.
+
+    Another strategy's optimizer states would be left out without a word; DeepSpeed's belong to one number of processes.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    held, wanted = read_json(checkpoint / LAYOUT), layout_of(trainer)
+    if held is None or held == wanted:
+        return
+    if held["strategy"] != wanted["strategy"] or held["strategy"].startswith("ZeRO"):
+        raise UserError(
+            f"{checkpoint} was saved under {held['strategy']} with {held['processes']} processes and this run is under "
+            f"{wanted['strategy']} with {wanted['processes']}: launch it as before, or start anew with --overwrite always"
+        )
 
 
 def last_good_checkpoint(output_dir: Path) -> Path | None:

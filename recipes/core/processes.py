@@ -12,6 +12,9 @@ def connect_processes() -> None:
     """Join the processes of `accelerate launch`, over gloo where the machine has no accelerator.
 
     Without this, accelerate lets processes on a CPU machine train side by side, each on all of the data.
+
+    Raises:
+        UserError: there are more processes than accelerators, or they did not find each other.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -19,6 +22,12 @@ def connect_processes() -> None:
     import torch
     from accelerate import PartialState
 
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.accelerator.is_available() and here > torch.accelerator.device_count():
+        raise UserError(
+            f"{here} processes were started on a machine with {torch.accelerator.device_count()} accelerators: "
+            "set --num_processes to at most that"
+        )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("LOCAL_RANK", "0") == "0":
         discard_abandoned_builds()
 

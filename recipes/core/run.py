@@ -171,6 +171,7 @@ class Run:
         """
         from recipes.core.checkpoints import (
             SealCheckpoints,
+            check_layout,
             discard_half_written,
             last_good_checkpoint,
             stop_at_max_steps,
@@ -179,6 +180,8 @@ class Run:
 
         self.start()
         checkpoint = last_good_checkpoint(self.output_dir)
+        if checkpoint:
+            check_layout(checkpoint, trainer)
         self._wait()
         if self.is_main_process:
             discard_half_written(self.output_dir)

@@ -175,6 +175,7 @@ def common_options(job: Job) -> dict[str, Any]:
         "kl_coef": job["kl_coef"],
         "vf_coef": 0.1,
         "learning_rate": job["learning_rate"],
+        "adam_epsilon": 1e-8,  # the default of TRL's PPO, not of ours
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,  # TRL's PPO does not clip gradients
         "bf16": job["bf16"],

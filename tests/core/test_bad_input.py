@@ -664,6 +664,10 @@ PROGRAM = {
         ["run", "finetuning/sft/quickstart", "--launch", "ddp", "--seeed", "1"],
         "--seeed: unknown key 'seeed'",
     ),
+    "processes without a profile": (
+        ["run", "finetuning/sft/quickstart", "--num_processes", "2"],
+        "--num_processes needs --launch",
+    ),
     "validate with unknown words": (["validate", "--strict"], "unknown words: --strict"),
     "validate an unknown config": (["validate", "rlhf/ppo/nothing"], "no config 'rlhf/ppo/nothing'"),
     "validate a broken config": (["validate", "config.yaml"], "1 of 1 configs failed"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ COUNTS = {
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]
-PROFILES = ["cpu", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3-offload"]
+PROFILES = ["cpu", "ddp", "fsdp2", "multi-node", "multi-node-zero3", "zero1", "zero2", "zero3", "zero3-offload"]
 
 ALL = configs()
 FILES = sorted(CONFIGS.glob("*/*/*.yaml"))
@@ -113,7 +114,8 @@ def test_accelerate_reads_the_profile(name):
     path = LAUNCH / f"{name}.yaml"
     profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     read = ClusterConfig.from_yaml_file(str(path))
-    assert (read.num_processes, read.num_machines) == (profile["num_processes"], 1)
+    assert read.num_processes == profile["num_processes"]
+    assert read.num_machines == (2 if name.startswith("multi-node") else 1)
     assert read.distributed_type.value == profile["distributed_type"]
     assert "mixed_precision" not in profile, "the precision is the config's to say, not the profile's"
 
@@ -128,8 +130,8 @@ def test_each_deepspeed_file_has_its_profile_and_the_other_way_round():
         profile = yaml.safe_load((LAUNCH / f"{name}.yaml").read_text(encoding="utf-8"))
         if profile["distributed_type"] == "DEEPSPEED":
             named[name] = profile["deepspeed_config"]["deepspeed_config_file"]
-    assert named == {name: f"configs/launch/deepspeed/{name}.json" for name in named}
-    assert sorted(f"{name}.json" for name in named) == deepspeed_files()
+    assert named == {name: f"configs/launch/deepspeed/{name.removeprefix('multi-node-')}.json" for name in named}
+    assert sorted({Path(path).name for path in named.values()}) == deepspeed_files()
 
 
 @pytest.mark.parametrize("name", deepspeed_files())
