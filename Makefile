@@ -15,7 +15,7 @@ READY   := $(if $(VENV),$(VENV)/.ready)
 RECIPES := $(RUN) -m recipes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlhf rlhf-seeds methods sft rm ppo dpo kto rloo grpo recipe list validate results verify chat lint format test clean
+.PHONY: help setup rlhf rlhf-seeds forms methods parity sft rm ppo dpo kto rloo grpo recipe list validate results verify chat lint format test clean
 
 help: ## these lines
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ rlhf-seeds: | $(READY) ## the main job three times, with seeds 0, 1, 2, and one 
 	$(foreach seed,0 1 2,$(MAKE) rlhf VARIANT=$(VARIANT) SEED=$(seed) RUNS=$(RUNS)/seed-$(seed) &&) true
 	$(RUN) -m scripts.report --variant $(VARIANT) --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/rlhf-seeds
 
+forms: rlhf-seeds ## PPO's forms and PPO-ptx on the same three seeds, and one table of them
+	$(foreach seed,0 1 2,$(foreach form,separate adapter ptx low-kl,$(RECIPES) run rlhf/ppo/quickstart-$(form) --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) $(RECIPES) run rlhf/evaluate/ppo-forms --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) true
+	$(RUN) -m scripts.report --variant ppo-forms --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/ppo-forms-seeds
+
 methods: rlhf ## DPO, KTO, RLOO and GRPO too, and one comparison of all of them with PPO
 	$(foreach method,dpo kto rloo grpo,$(RECIPES) run rlhf/$(method)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed &&) true
 	$(RECIPES) run rlhf/evaluate/methods --runs_dir $(RUNS) --overwrite changed
@@ -99,6 +103,8 @@ results: rlhf ## run what changed, publish it to results/ and the README's table
 	$(RECIPES) results --runs_dir $(RUNS)
 test: | $(READY) ## all tests that take seconds
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "not slow" $(ARGS)
+parity: | $(READY) ## one training job under every strategy, and how far its losses are from one process's
+	$(RUN) -m scripts.parity --output_dir $(RUNS)/parity
 verify: rlhf ## the tests that take minutes, and the committed results against a new run
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow $(ARGS)
 	$(RECIPES) results --runs_dir $(RUNS) --check

@@ -12,6 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from recipes.core.config import in_runs_dir
 from recipes.core.errors import UserError, report_user_errors
 from recipes.core.files import read_json, write_json, write_text
 
@@ -42,15 +43,23 @@ def collect(runs_dir: Path, variant: str) -> dict[str, dict[str, Any]]:
     return {stage: result for stage, result in found.items() if result}
 
 
-def figures(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def figures(stages: dict[str, dict[str, Any]], runs_dir: Path) -> dict[str, Any]:
     """The figures of one chain of stages, by the names that `result.json` promises."""
     policies = stages["rlhf/evaluate"]["metrics"]["policies"]
+    folders = {
+        name: in_runs_dir(path, str(runs_dir)) for name, path in stages["rlhf/evaluate"]["settings"]["policies"].items()
+    }
+    runs = {
+        name: (read_json(Path(folder) / "result.json") or {}).get("metrics", {}) for name, folder in folders.items()
+    }
     reward, ppo = stages.get("rlhf/reward", {}), policies["ppo"]
     return {
         "gold_score": {name: entry["gold_score"] for name, entry in policies.items()},
         "reward": {name: entry["reward"] for name, entry in policies.items()},
         "win_rate_ppo_vs_sft": {"win_rate": ppo["win_rate"], "low": ppo["low"], "high": ppo["high"]},
         "kl_ppo_to_sft": ppo["kl"],
+        "kl": {name: entry["kl"] for name, entry in policies.items() if "kl" in entry},
+        "lm_loss": {name: metrics["eval_lm_loss"] for name, metrics in runs.items() if "eval_lm_loss" in metrics},
         "reward_pair_accuracy": reward.get("metrics", {}).get("pair_accuracy"),
         "label_noise_ceiling": reward.get("baselines", {}).get("label_noise_ceiling"),
         "seconds": {stage: result["seconds"] for stage, result in stages.items()},
@@ -90,7 +99,7 @@ def comparison(policies: dict[str, dict[str, Any]]) -> str:
 
 def one_report(runs_dir: Path, variant: str, stages: dict[str, dict[str, Any]], output_dir: Path) -> str:
     """The Markdown of one chain of stages."""
-    entry, evaluate = figures(stages), stages["rlhf/evaluate"]
+    entry, evaluate = figures(stages, runs_dir), stages["rlhf/evaluate"]
     at = Path(os.path.relpath(runs_dir, output_dir))
     policies = evaluate["metrics"]["policies"]
     accuracy, ceiling = entry["reward_pair_accuracy"], entry["label_noise_ceiling"]
@@ -167,6 +176,13 @@ def seeds_table(entries: list[dict[str, Any]]) -> str:
         "RM accuracy": lambda entry: entry["reward_pair_accuracy"],
         "ceiling": lambda entry: entry["label_noise_ceiling"],
     }
+    further = [name for name in trained(entries[0]["gold_score"]) if name != "ppo"]
+    for name in further:
+        for key in ("gold_score", "reward", "kl"):
+            columns[f"{TITLES.get(name, name)}: {key.replace('_', ' ')}"] = lambda e, key=key, name=name: e[key][name]
+    if further:
+        for name in entries[0]["lm_loss"]:
+            columns[f"{TITLES.get(name, name)}: LM loss"] = lambda e, name=name: e["lm_loss"][name]
     columns = {name: get for name, get in columns.items() if get(entries[0]) is not None}
     rows = [["seed", *columns]]
     rows += [[str(entry["seed"]), *(f"{get(entry):.3f}" for get in columns.values())] for entry in entries]
@@ -186,7 +202,7 @@ def main() -> None:
     with report_user_errors():
         chains = {runs_dir: collect(runs_dir, options.variant) for runs_dir in options.runs_dir}
         output_dir = options.output_dir or options.runs_dir[0] / "rlhf"
-        entries = [figures(stages) for stages in chains.values()]
+        entries = [figures(stages, runs_dir) for runs_dir, stages in chains.items()]
         reports = [one_report(runs_dir, options.variant, stages, output_dir) for runs_dir, stages in chains.items()]
         if len(entries) > 1:
             reports.insert(0, f"# RLHF: {options.variant}, {len(entries)} seeds\n\n{seeds_table(entries)}\n")

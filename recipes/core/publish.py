@@ -16,7 +16,7 @@ TOLERANCE = 0.05  # of the committed figure, or absolute where it is below 1: ot
 
 
 def publish(runs_dir: Path) -> list[str]:
-    """Copy the results of every finished run, of `make rlhf` and of `make rlhf-seeds`; returns the names of the runs."""
+    """Copy the results of every finished run, of `make rlhf` and of several seeds; returns the names of the runs."""
     names = []
     for config in configs():
         result = read_json(runs_dir / config.name / "result.json")
@@ -26,9 +26,10 @@ def publish(runs_dir: Path) -> list[str]:
                 if (source := runs_dir / config.name / name).exists():
                     _keep(source, RESULTS / config.name / name)
             names.append(config.name)
-    seeds = read_json(runs_dir / "rlhf-seeds" / "result.json")
-    if seeds:
-        write_json(RESULTS / "rlhf" / f"seeds-{seeds['variant']}.json", seeds)
+    for folder in sorted(runs_dir.glob("*-seeds")):
+        seeds = read_json(folder / "result.json")
+        if seeds:
+            write_json(RESULTS / "rlhf" / f"seeds-{seeds['variant']}.json", seeds)
     chain = read_json(runs_dir / "rlhf" / "result.json")
     if chain:
         _keep(runs_dir / "rlhf" / "report.md", RESULTS / "rlhf" / f"report-{chain['variant']}.md")
