@@ -47,7 +47,8 @@ def figures(stages: dict[str, dict[str, Any]], runs_dir: Path) -> dict[str, Any]
     """The figures of one chain of stages, by the names that `result.json` promises."""
     policies = stages["rlhf/evaluate"]["metrics"]["policies"]
     folders = {
-        name: in_runs_dir(path, str(runs_dir)) for name, path in stages["rlhf/evaluate"]["settings"]["policies"].items()
+        name: in_runs_dir(path, str(runs_dir))
+        for name, path in stages["rlhf/evaluate"]["settings"]["policies"].items()
     }
     runs = {
         name: (read_json(Path(folder) / "result.json") or {}).get("metrics", {}) for name, folder in folders.items()

@@ -8,7 +8,6 @@ from pathlib import Path
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from recipes.core.errors import UserError
 from recipes.core.files import read_json, write_json
 
 MANIFEST, LAYOUT = "complete.json", "layout.json"
@@ -66,24 +65,6 @@ def layout_of(trainer: Trainer) -> dict[str, str | int]:
     elif trainer.is_fsdp_enabled:
         strategy = "FSDP"
     return {"strategy": strategy, "processes": trainer.accelerator.num_processes}
-
-
-def check_layout(checkpoint: Path, trainer: Trainer) -> None:
-    """Hold the layout of a checkpoint against that of the run that resumes from it.
-
-    Another strategy's optimizer states would be left out without a word; DeepSpeed's belong to one number of processes.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    held, wanted = read_json(checkpoint / LAYOUT), layout_of(trainer)
-    if held is None or held == wanted:
-        return
-    if held["strategy"] != wanted["strategy"] or held["strategy"].startswith("ZeRO"):
-        raise UserError(
-            f"{checkpoint} was saved under {held['strategy']} with {held['processes']} processes and this run is under "
-            f"{wanted['strategy']} with {wanted['processes']}: launch it as before, or start anew with --overwrite always"
-        )
 
 
 def last_good_checkpoint(output_dir: Path) -> Path | None:

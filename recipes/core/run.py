@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from recipes.core.catalog import ROOT, Recipe
-from recipes.core.config import Resolved, in_runs_dir, nest
+from recipes.core.config import Resolved, Setting, in_runs_dir, nest
 from recipes.core.errors import UserError
 from recipes.core.files import check_writable, read_json, write_json, write_text, write_yaml
 
@@ -81,9 +81,19 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What identifies the run: every setting but those about its folder."""
+        """What identifies the run: every setting but those about its folder.
+
+        How the batch of an optimizer step is split over processes and micro-batches is left open, its size is not.
+        """
         elsewhere = {"output_dir", "runs_dir", "overwrite"}
-        return nest({key: value for key, value in self.config.settings.items() if key not in elsewhere})
+        settings = {key: value for key, value in self.config.settings.items() if key not in elsewhere}
+        if hasattr(self.arguments, "per_device_train_batch_size"):
+            split = ("per_device_train_batch_size", "gradient_accumulation_steps")
+            settings = {key: value for key, value in settings.items() if key not in split}
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            sizes = [getattr(self.arguments, key) for key in split]
+            settings["global_batch_size"] = Setting(math.prod(sizes) * processes, "derived")
+        return nest(settings)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -171,18 +181,18 @@ class Run:
         """
         from recipes.core.checkpoints import (
             SealCheckpoints,
-            check_layout,
             discard_half_written,
             last_good_checkpoint,
             stop_at_max_steps,
         )
         from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss
+        from recipes.core.moving import move
 
         self.start()
         checkpoint = last_good_checkpoint(self.output_dir)
-        if checkpoint:
-            check_layout(checkpoint, trainer)
         self._wait()
+        if checkpoint:
+            move(checkpoint, trainer, self.is_main_process)
         if self.is_main_process:
             discard_half_written(self.output_dir)
             if checkpoint:
