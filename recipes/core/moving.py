@@ -81,8 +81,8 @@ def make_whole(checkpoint: Path, trainer: Trainer) -> None:
             ds_to_universal.main(options)
 
         def read(name: str, state: str) -> Tensor:
-            tensor = torch.load(Path(folder, "zero", name, f"{state}.pt"), weights_only=False)["param"]
-            return tensor.view(shapes[name])
+            saved = torch.load(Path(folder, "zero", name, f"{state}.pt"), weights_only=False)
+            return (saved["param"] if isinstance(saved, dict) else saved).view(shapes[name])  # ZeRO-3's are bare
 
         weights = load_file(checkpoint / WEIGHTS)
         shapes = {name: tensor.shape for name, tensor in weights.items()}
@@ -130,13 +130,16 @@ def fill(engine, trainer: Trainer, weights: dict[str, Tensor], optimizer: dict) 
         for name, parameter in parameters.items():
             if parameter.numel() == weights[name].numel():  # everywhere, and on the first process under ZeRO-3
                 parameter.copy_(weights[name])
+    # AdamW has no moments before its first step: make them, for ZeRO's flat pieces of the weights
+    zero, step = engine.optimizer, next(iter(optimizer["state"].values()))["step"]
+    pieces = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+    for piece in pieces:
+        zero.optimizer.state[piece] = {"step": step.clone(), **{m: torch.zeros_like(piece) for m in MOMENTS}}
+    if hasattr(zero, "single_partition_of_fp32_groups"):
+        zero._lazy_init_hp_params_optimizer_state()  # which DeepSpeed does after the first step
     for name, number in index.items():
         safe_set_full_fp32_param(parameters[name], weights[name].to(parameters[name].device))
         for moment in MOMENTS:
             safe_set_full_optimizer_state(
                 parameters[name], optimizer["state"][number][moment].to(parameters[name].device), moment
             )
-    step = next(iter(optimizer["state"].values()))["step"]
-    for state in engine.optimizer.optimizer.state.values():
-        if "step" in state:
-            state["step"] = step.clone() if isinstance(state["step"], Tensor) else int(step)

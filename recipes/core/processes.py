@@ -1,5 +1,6 @@
 """The processes that `accelerate launch` started: joining them, leaving them, and what an earlier one left in the way."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -31,9 +32,29 @@ def connect_processes() -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("LOCAL_RANK", "0") == "0":
         discard_abandoned_builds()
 
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
+        allow_fsdp_on_cpus()
     joined = PartialState(cpu=not torch.accelerator.is_available()).num_processes
     if joined != world:
         raise UserError(f"{world} processes were started and {joined} joined; launch with a profile of configs/launch")
+
+
+def allow_fsdp_on_cpus() -> None:
+    """Have accelerate do FSDP between processes on CPUs too, where it would leave it out and train data parallel instead."""
+    from accelerate.state import AcceleratorState, DistributedType, PartialState
+
+    init = AcceleratorState.__init__
+
+    @functools.wraps(init)
+    def with_fsdp(self, *args, fsdp_plugin=None, **kwargs) -> None:
+        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin, self.distributed_type = fsdp_plugin, DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = self.distributed_type
+
+    AcceleratorState.__init__ = with_fsdp
 
 
 def discard_abandoned_builds() -> None:
