@@ -65,22 +65,27 @@ class PolicyWithValue(nn.Module):
         self,
         prompt_ids: Tensor,
         prompt_mask: Tensor,
-        response_ids: Tensor,
-        response_mask: Tensor,
-        temperature: float,
+        response_ids: Tensor | None = None,
+        response_mask: Tensor | None = None,
+        temperature: float = 1.0,
         with_value: bool = True,
         with_entropy: bool = False,
         ptx: dict[str, Tensor] | None = None,
         scorer: str | None = None,
-    ) -> dict[str, Tensor]:
+        uniforms: Tensor | None = None,
+        sampling: Sampling | None = None,
+    ) -> dict[str, Tensor] | Tensor:
         """Takes left-padded prompts [B, P] and right-padded responses [B, R].
 
-        With `scorer` it returns `scores` [B], the reward that this adapter reads at the last token. Else it
-        returns `logprobs`, and where asked `values` and `entropy`, of the response tokens, each float32 [B, R], 0 at the
-        padding. The value of a token is that of the state it is chosen in, before it is seen; so the last token of a
-        response is never fed. `ptx` holds texts as such sequences of which everything but the first token is response; their
-        log-probabilities, at temperature 1, are `ptx_logprobs`.
+        With `sampling` it is `respond`, for FSDP, which puts weights together in a forward pass only. With `scorer` it
+        returns `scores` [B], the reward that this adapter reads at the last token. Else it returns `logprobs`, and where
+        asked `values` and `entropy`, of the response tokens, each float32 [B, R], 0 at the padding. The value of a token is
+        that of the state it is chosen in, before it is seen; so the last token of a response is never fed. `ptx` holds texts
+        as such sequences of which everything but the first token is response; their log-probabilities, at temperature 1,
+        are `ptx_logprobs`.
         """
+        if sampling is not None:
+            return self.respond(prompt_ids, prompt_mask, uniforms, sampling)
         if scorer is not None:
             return {"scores": self._score(scorer, prompt_ids, prompt_mask, response_ids, response_mask)}
         real = response_mask.bool()

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -21,6 +22,19 @@ from recipes.rlhf.ppo_rewards import Rewards
 from recipes.rlhf.trunk import adapter, on_device
 
 SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
+
+
+@contextmanager
+def gathered_once(model: FSDPModule, reshard_after_forward: bool):
+    """Layers that are put together for one token stay so for the next, as they need to in generation."""
+    model.set_reshard_after_forward(False)
+    try:
+        yield
+    finally:
+        model.set_reshard_after_forward(reshard_after_forward)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 class ResponseSampler:
@@ -105,6 +119,12 @@ class ResponseSampler:
     def _generate(self, model: nn.Module, prompts: dict[str, Tensor], uniforms: Tensor, prepared: bool) -> Tensor:
         """Responses [B, response_length] to left-padded prompts; what follows a stop token is padding."""
         responses = torch.full_like(uniforms, self.tokenizer.pad_token_id, dtype=torch.long)
+        if isinstance(model, FSDPModule):
+            with gathered_once(model, self.accelerator.state.fsdp_plugin.reshard_after_forward):
+                for rows in self._chunks(prompts):
+                    chunk = select(prompts, rows)
+                    responses[rows] = model(**chunk, uniforms=uniforms[rows], sampling=self.sampling)
+            return responses
         gather = self.args.ds3_gather_for_generation and prepared  # before training they are whole
         with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
             for rows in self._chunks(prompts):
