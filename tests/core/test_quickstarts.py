@@ -36,6 +36,10 @@ STAGES = {
     "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
     # Those that start processes of their own and compare them: two processes, one small thing each.
     "distributed/collectives/quickstart": ([], ["--processes", "[2]", "--message_bytes", "[1024]", "--repeats", "1"]),
+    "distributed/data_parallel/quickstart": (
+        [],
+        ["--processes", "[2]", "--max_steps", "2", "--repeats", "1", "--max_train_samples", "64"],
+    ),
 }
 
 
