@@ -11,7 +11,7 @@ from recipes.core import DataConfig, Run, TaskConfig, UserError, recipe
 from recipes.distributed import gradient_averaging
 from recipes.distributed.data_parallel_plot import draw
 from recipes.distributed.processes import spawn
-from recipes.distributed.small_llama import SmallLlamaConfig
+from recipes.distributed.small_llama import SmallLlamaConfig, train_alone
 
 MIB = 2**20
 TOLERANCE = 1e-5  # nats a byte: in fp32 the same sums in another order
@@ -54,7 +54,7 @@ def main(run: Run, model: SmallLlamaConfig, data: DataConfig, method: DataParall
     rows = model.batches(data, method.max_steps, method.batch_size, method.seed)
     training = (model, rows, method.learning_rate, method.seed)
 
-    one = spawn(gradient_averaging.alone, 1, *training)[0]
+    one = spawn(train_alone, 1, *training)[0]["losses"]
     losses, timings = {"one process": one}, {}
     buckets = [method.bucket_cap_mb * MIB, [cap * MIB for cap in method.timed_bucket_caps_mb], method.repeats]
     for size in method.processes:

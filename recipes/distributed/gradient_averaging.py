@@ -84,29 +84,15 @@ class GradientAverager:
         self._begin()
 
 
-# ------------------------------------------------------------------------------------------------- one loop, three times
-def alone(rank: int, shape: SmallLlamaConfig, rows: torch.Tensor, learning_rate: float, seed: int) -> list[float]:
-    """The loss of each step in one process.
+# ------------------------------------------------------------------------------------------------------ one loop, twice
+def by_hand(
+    rank: int, shape: SmallLlamaConfig, rows: torch.Tensor, learning_rate: float, seed: int, bucket_bytes: float
+) -> list[float]:
+    """The loss of each step: `small_llama.train_alone` with each process on its share of the rows.
 
     Args:
         rows: (steps, batch, length) bytes, the whole batch of every step.
     """
-    model = shape.build(seed).to(device())
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
-    losses = []
-    for batch in rows.to(device()):
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-def by_hand(
-    rank: int, shape: SmallLlamaConfig, rows: torch.Tensor, learning_rate: float, seed: int, bucket_bytes: float
-) -> list[float]:
-    """The same with each process on its share: what is added to `alone` is five lines and a mean."""
     model = shape.build(seed + rank).to(device())
     broadcast_weights(model)
     averager = GradientAverager(model, bucket_bytes)
@@ -126,7 +112,7 @@ def by_hand(
 def with_accelerate(
     rank: int, shape: SmallLlamaConfig, rows: torch.Tensor, learning_rate: float, seed: int
 ) -> list[float]:
-    """The same by accelerate, which wraps the model in torch's DistributedDataParallel and deals the batches out."""
+    """The same on accelerate, which wraps the model in torch's DistributedDataParallel and deals the batches out."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=device().type == "cpu")

@@ -1,11 +1,12 @@
 """A small LLaMA on bytes of text: the job that is split among processes in one way or another."""
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recipes.core import DataConfig, UserError
+from recipes.distributed.processes import device
 from recipes.distributed.text_bytes import VOCABULARY, byte_stream
 
 if TYPE_CHECKING:
@@ -62,3 +63,23 @@ class SmallLlamaConfig:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.randint(0, len(stream) - self.max_length + 1, (steps, batch_size, 1), generator=generator)
         return stream[starts + torch.arange(self.max_length)]
+
+
+def train_alone(
+    rank: int, shape: SmallLlamaConfig, rows: torch.Tensor, learning_rate: float, seed: int
+) -> dict[str, Any]:
+    """The plain loop in one process, which the others are held against: `losses` of the steps and `weights` by name.
+
+    Args:
+        rows: (steps, batch, length) bytes.
+    """
+    model = shape.build(seed).to(device())
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
+    losses = []
+    for batch in rows.to(device()):
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return {"losses": losses, "weights": model.state_dict()}
