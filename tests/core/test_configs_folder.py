@@ -22,6 +22,8 @@ COUNTS = {
     "rlhf/ppo": 10,
     "rlhf/reward": 3,
     "rlhf/rloo": 3,
+    "distributed/collectives": 2,
+    "distributed/data_parallel": 2,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]

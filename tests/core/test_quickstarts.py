@@ -34,6 +34,12 @@ STAGES = {
     "rlhf/evaluate/quickstart": ([BASE, SFT, REWARD, PPO], COMPARED),
     "rlhf/evaluate/ppo-forms": ([BASE, SFT, REWARD, PPO, *PPO_FORMS], COMPARED),
     "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
+    # Those that start processes of their own and compare them: two processes, one small thing each.
+    "distributed/collectives/quickstart": ([], ["--processes", "[2]", "--message_bytes", "[1024]", "--repeats", "1"]),
+    "distributed/data_parallel/quickstart": (
+        [],
+        ["--processes", "[2]", "--max_steps", "2", "--repeats", "1", "--max_train_samples", "64"],
+    ),
 }
 
 
@@ -76,7 +82,9 @@ def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
     assert result["config"] == name
     assert result["metrics"]
     folder = runs_dir / name
-    if not name.startswith(("tokenization", "rlhf/evaluate")):
+    if name.startswith("distributed"):
+        assert (folder / "plot.png").exists()
+    elif not name.startswith(("tokenization", "rlhf/evaluate")):
         assert result["steps"] == 2
         assert (folder / "checkpoint-2" / "complete.json").exists()
         assert 0 < result["trained_parameters"] <= result["parameters"]
