@@ -21,6 +21,7 @@ COUNTS = {
     "rlhf/ppo": 10,
     "rlhf/reward": 3,
     "rlhf/rloo": 3,
+    "distributed/expert_parallel": 1,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]

@@ -34,6 +34,7 @@ STAGES = {
     "rlhf/evaluate/quickstart": ([BASE, SFT, REWARD, PPO], COMPARED),
     "rlhf/evaluate/ppo-forms": ([BASE, SFT, REWARD, PPO, *PPO_FORMS], COMPARED),
     "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
+    "distributed/expert_parallel/quickstart": ([], [*FEW, "--max_steps", "2", "--processes", "[1,2]"]),
 }
 
 
@@ -76,7 +77,7 @@ def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
     assert result["config"] == name
     assert result["metrics"]
     folder = runs_dir / name
-    if not name.startswith(("tokenization", "rlhf/evaluate")):
+    if not name.startswith(("tokenization", "rlhf/evaluate", "distributed")):
         assert result["steps"] == 2
         assert (folder / "checkpoint-2" / "complete.json").exists()
         assert 0 < result["trained_parameters"] <= result["parameters"]
