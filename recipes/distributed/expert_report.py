@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from recipes.core.files import write_atomically
+from recipes.distributed.deviation import largest_deviation
 from recipes.distributed.experts import EXPERT_WEIGHTS
 
 
@@ -26,12 +27,7 @@ def whole(steps: list[dict[str, Any]]) -> dict[str, dict[str, torch.Tensor]]:
 def deviations(one: list[dict[str, Any]], several: list[dict[str, Any]]) -> dict[str, float]:
     """Largest difference of each part, over the largest absolute value of what is compared."""
     expected, found = whole(one), whole(several)
-    return {
-        part: max(
-            ((found[part][name] - tensor).abs().max() / tensor.abs().max()).item() for name, tensor in tensors.items()
-        )
-        for part, tensors in expected.items()
-    }
+    return {part: largest_deviation(tensors, found[part]) for part, tensors in expected.items()}
 
 
 def balance(trained: dict[str, Any]) -> dict[str, float]:

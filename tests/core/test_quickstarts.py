@@ -34,6 +34,7 @@ STAGES = {
     "rlhf/evaluate/quickstart": ([BASE, SFT, REWARD, PPO], COMPARED),
     "rlhf/evaluate/ppo-forms": ([BASE, SFT, REWARD, PPO, *PPO_FORMS], COMPARED),
     "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
+    "distributed/tensor_parallel/quickstart": ([], ["--num_hidden_layers", "1", "--processes", "[1,2]"]),
     "distributed/expert_parallel/quickstart": ([], [*FEW, "--max_steps", "2", "--processes", "[1,2]"]),
 }
 
