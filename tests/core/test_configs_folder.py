@@ -24,6 +24,8 @@ COUNTS = {
     "rlhf/rloo": 3,
     "distributed/collectives": 2,
     "distributed/data_parallel": 2,
+    "distributed/expert_parallel": 1,
+    "distributed/tensor_parallel": 2,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]

@@ -40,6 +40,8 @@ STAGES = {
         [],
         ["--processes", "[2]", "--max_steps", "2", "--repeats", "1", "--max_train_samples", "64"],
     ),
+    "distributed/tensor_parallel/quickstart": ([], ["--num_hidden_layers", "1", "--processes", "[1,2]"]),
+    "distributed/expert_parallel/quickstart": ([], [*FEW, "--max_steps", "2", "--processes", "[1,2]"]),
 }
 
 
