@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from recipes.core import DataConfig, Run, UserError, recipe
 from recipes.distributed import tensor_report, tensor_step
-from recipes.distributed.processes import spawn
 from recipes.distributed.llama_batch import SmallLlama
+from recipes.distributed.processes import spawn
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from recipes.distributed.processes import device
 from recipes.distributed.llama_batch import SmallLlama
+from recipes.distributed.processes import device
 from recipes.distributed.split_linear import split_llama
 from recipes.distributed.text_bytes import VOCABULARY
 from recipes.distributed.traffic import Traffic, ring_bytes

@@ -9,8 +9,8 @@ from torch import nn
 
 from recipes.core import UserError
 from recipes.distributed import tensor_report, tensor_step
-from recipes.distributed.processes import spawn
 from recipes.distributed.llama_batch import SmallLlama
+from recipes.distributed.processes import spawn
 from recipes.distributed.split_linear import (
     ColumnParallelLinear,
     RowParallelLinear,
