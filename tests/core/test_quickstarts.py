@@ -40,6 +40,15 @@ STAGES = {
         [],
         ["--processes", "[2]", "--max_steps", "2", "--repeats", "1", "--max_train_samples", "64"],
     ),
+    "distributed/model_parallel/quickstart": (
+        [],
+        ["--processes", "[2]", "--max_steps", "2", "--max_train_samples", "64"],
+    ),
+    "distributed/mpmd/quickstart": ([], ["--seeds", "[0, 1]", "--max_steps", "10", "--batch_size", "4"]),
+    "distributed/sharding/quickstart": (
+        [],
+        ["--processes", "[2]", "--strategies", "[fsdp2]", "--precisions", "[full]", "--num_hidden_layers", "1"],
+    ),
 }
 
 
