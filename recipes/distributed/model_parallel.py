@@ -60,6 +60,7 @@ def main(run: Run, model: SmallLlamaConfig, data: DataConfig, method: ModelParal
                 (one["weights"][name] - weights[name]).abs().max().item() for name in one["weights"]
             ),
             "utilisation": timeline.utilisation(spans),
+            # The optimizer's steps need nobody and may overlap.
             "share_with_several_busy": timeline.share_with_several(
                 [[span for span in rank if span[0] != "step"] for rank in spans]
             ),

@@ -41,28 +41,40 @@ import torch.distributed as dist
 class Wire:
     """This process's end of the wires to all others. It counts what it sends.
 
+    Args:
+        group: of all processes, where what is sent must not queue with what goes over another wire; None for the default.
+
     Attributes:
         rank, size: this process and how many there are.
         sent: bytes sent so far.
         messages: messages sent so far.
     """
 
-    def __init__(self):
+    def __init__(self, group: dist.ProcessGroup | None = None):
+        self.group = group
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.sent = self.messages = 0
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
         self._count(tensor)
-        dist.send(tensor, to)
+        dist.send(tensor, to, self.group)
+
+    def start_to_send(self, tensor: torch.Tensor, to: int) -> dist.Work:
+        """Send without waiting for the receiver; the tensor must stay as it is until the work's `wait()` returns."""
+        self._count(tensor)
+        return dist.isend(tensor, to, self.group)
 
     def receive(self, tensor: torch.Tensor, source: int) -> None:
         """Fill `tensor` with what `source` sends."""
-        dist.recv(tensor, source)
+        dist.recv(tensor, source, self.group)
 
     def exchange(self, outgoing: torch.Tensor, to: int, incoming: torch.Tensor, source: int) -> None:
         """Send and receive at once: a circle of processes that all sent first would wait for each other for ever."""
         self._count(outgoing)
-        pair = [dist.P2POp(dist.isend, outgoing, to), dist.P2POp(dist.irecv, incoming, source)]
+        pair = [
+            dist.P2POp(dist.isend, outgoing, to, self.group),
+            dist.P2POp(dist.irecv, incoming, source, self.group),
+        ]
         for work in dist.batch_isend_irecv(pair):
             work.wait()
 

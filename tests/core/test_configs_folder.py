@@ -26,6 +26,9 @@ COUNTS = {
     "distributed/data_parallel": 2,
     "distributed/expert_parallel": 1,
     "distributed/tensor_parallel": 2,
+    "distributed/model_parallel": 2,
+    "distributed/mpmd": 2,
+    "distributed/sharding": 2,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]

@@ -42,6 +42,15 @@ STAGES = {
     ),
     "distributed/tensor_parallel/quickstart": ([], ["--num_hidden_layers", "1", "--processes", "[1,2]"]),
     "distributed/expert_parallel/quickstart": ([], [*FEW, "--max_steps", "2", "--processes", "[1,2]"]),
+    "distributed/model_parallel/quickstart": (
+        [],
+        ["--processes", "[2]", "--max_steps", "2", "--max_train_samples", "64"],
+    ),
+    "distributed/mpmd/quickstart": ([], ["--seeds", "[0, 1]", "--max_steps", "10", "--batch_size", "4"]),
+    "distributed/sharding/quickstart": (
+        [],
+        ["--processes", "[2]", "--strategies", "[fsdp2]", "--precisions", "[full]", "--num_hidden_layers", "1"],
+    ),
 }
 
 
