@@ -22,6 +22,7 @@ COUNTS = {
     "rlhf/reward": 3,
     "rlhf/rloo": 3,
     "distributed/expert_parallel": 1,
+    "distributed/pipeline_parallel": 2,
     "distributed/tensor_parallel": 2,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer

@@ -35,6 +35,10 @@ STAGES = {
     "rlhf/evaluate/ppo-forms": ([BASE, SFT, REWARD, PPO, *PPO_FORMS], COMPARED),
     "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
     "distributed/tensor_parallel/quickstart": ([], ["--num_hidden_layers", "1", "--processes", "[1,2]"]),
+    "distributed/pipeline_parallel/quickstart": (
+        [],
+        ["--stages", "[2]", "--micro_batches", "[2]", "--forward_ms", "1.0", "--repeats", "1"],
+    ),
     "distributed/expert_parallel/quickstart": ([], [*FEW, "--max_steps", "2", "--processes", "[1,2]"]),
 }
 
