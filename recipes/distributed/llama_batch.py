@@ -60,6 +60,7 @@ class SmallLlama(TaskConfig):
                 bos_token_id=None,
                 eos_token_id=None,
                 use_cache=False,
+                attn_implementation="sdpa",  # causal without a mask, which a stage of a pipeline relies on
             )
         )
 
@@ -69,5 +70,14 @@ class SmallLlama(TaskConfig):
         Raises:
             UserError: the texts are too short.
         """
-        needed = self.batch_size * self.max_length
-        return byte_stream(texts, needed)[:needed].view(self.batch_size, self.max_length)
+        return self.batches(texts, 1)[0]
+
+    def batches(self, texts: Iterable[str], count: int) -> torch.Tensor:
+        """As many batches: (count, batch_size, max_length) int64.
+
+        Raises:
+            UserError: the texts are too short.
+        """
+        needed = count * self.batch_size * self.max_length
+        stream = byte_stream(texts, needed)[:needed].clone()  # not a view that keeps the whole stream alive
+        return stream.view(count, self.batch_size, self.max_length)

@@ -25,6 +25,7 @@ COUNTS = {
     "distributed/collectives": 2,
     "distributed/data_parallel": 2,
     "distributed/expert_parallel": 1,
+    "distributed/pipeline_parallel": 2,
     "distributed/tensor_parallel": 2,
     "distributed/model_parallel": 2,
     "distributed/mpmd": 2,

@@ -41,6 +41,10 @@ STAGES = {
         ["--processes", "[2]", "--max_steps", "2", "--repeats", "1", "--max_train_samples", "64"],
     ),
     "distributed/tensor_parallel/quickstart": ([], ["--num_hidden_layers", "1", "--processes", "[1,2]"]),
+    "distributed/pipeline_parallel/quickstart": (
+        [],
+        ["--stages", "[2]", "--micro_batches", "[2]", "--forward_ms", "1.0", "--repeats", "1"],
+    ),
     "distributed/expert_parallel/quickstart": ([], [*FEW, "--max_steps", "2", "--processes", "[1,2]"]),
     "distributed/model_parallel/quickstart": (
         [],
