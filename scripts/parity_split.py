@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from recipes.distributed.pipeline_stage import LlamaStage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
@@ -69,8 +69,9 @@ class Tensors:
         return loss.item()
 
     def grad_norm(self) -> float:
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in self.model.parameters()])
-        return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+        gradients = (parameter.grad for parameter in self.model.parameters())  # some split, some whole everywhere
+        squares = ((g.full_tensor() if hasattr(g, "full_tensor") else g).square().sum() for g in gradients)
+        return math.sqrt(sum(squares).item())
 
 
 class Stages:
@@ -105,7 +106,7 @@ SPLITS = {"tensor": Tensors, "pipeline": Stages}
 def train(rank: int, strategy: str, folder: str, batches: list[Batch]) -> list[dict[str, float]]:
     """Loss and gradient norm of each step."""
     split = SPLITS[strategy](folder)
-    optimizer = torch.optim.AdamW(split.model.parameters(), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(split.model.parameters(), weight_decay=0.0, foreach=False)
     log = []
     for batch in batches:
         tokens = int((batch.labels[:, 1:] != -100).sum())
