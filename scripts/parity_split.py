@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from recipes.distributed.pipeline_stage import LlamaStage
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.functional import cross_entropy
@@ -18,6 +17,7 @@ from transformers import LlamaForCausalLM
 from transformers.distributed import DistributedConfig
 from trl import SFTTrainer
 
+from recipes.distributed.pipeline_stage import LlamaStage
 from recipes.distributed.processes import device, spawn
 from recipes.finetuning import sft
 
