@@ -21,7 +21,8 @@ COUNTS = {
     "rlhf/ppo": 10,
     "rlhf/reward": 3,
     "rlhf/rloo": 3,
-    "distributed/expert_parallel": 1,
+    "distributed/expert_parallel": 2,
+    "distributed/mesh": 2,
     "distributed/pipeline_parallel": 2,
     "distributed/tensor_parallel": 2,
 }
