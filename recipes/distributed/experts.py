@@ -55,7 +55,7 @@ def top_2_gating(logits: Tensor, capacity: int, draws: Tensor) -> Routing:
     """Algorithm 1: each token's best expert, and by chance its second, as far as they have places left.
 
     First choices are seated before all second ones, in the order of the tokens. As in line 22 of the paper, a second
-    choice that the draw leaves out keeps its place empty; the paper's published code gives the place away.
+    choice that the draw leaves out keeps its place empty; other code, such as transformers' NLLB-MoE, gives it away.
 
     Args:
         logits: (G, S, E).

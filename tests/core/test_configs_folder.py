@@ -25,6 +25,8 @@ COUNTS = {
     "distributed/collectives": 2,
     "distributed/data_parallel": 2,
     "distributed/expert_parallel": 1,
+    "distributed/expert_parallel": 2,
+    "distributed/mesh": 2,
     "distributed/pipeline_parallel": 2,
     "distributed/tensor_parallel": 2,
     "distributed/model_parallel": 2,

@@ -45,6 +45,7 @@ STAGES = {
         [],
         ["--stages", "[2]", "--micro_batches", "[2]", "--forward_ms", "1.0", "--repeats", "1"],
     ),
+    "distributed/mesh/quickstart": ([], ["--meshes", "[[2,1,1]]", "--max_steps", "1"]),
     "distributed/expert_parallel/quickstart": ([], [*FEW, "--max_steps", "2", "--processes", "[1,2]"]),
     "distributed/model_parallel/quickstart": (
         [],
