@@ -24,7 +24,6 @@ COUNTS = {
     "rlhf/rloo": 3,
     "distributed/collectives": 2,
     "distributed/data_parallel": 2,
-    "distributed/expert_parallel": 1,
     "distributed/expert_parallel": 2,
     "distributed/mesh": 2,
     "distributed/pipeline_parallel": 2,
