@@ -495,7 +495,9 @@ FOLDERS = [
         "holds a run of another config (max_steps: 9 → 2)",
         output_dir="out",
         files={
-            "out/run.json": json.dumps({"settings": {**GOOD["finetuning/sft"], "max_steps": 9}, "inputs": {}}),
+            "out/run.json": json.dumps(
+                {"settings": {**GOOD["finetuning/sft"], "max_steps": 9, "global_batch_size": 4}, "inputs": {}}
+            ),
             "out/result.json": "{}",
         },
     ),
