@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,8 +136,10 @@ class ModelConfig:
         except Exception as error:  # huggingface_hub's validation errors share no public base class
             raise UserError(f"model_config: {error}") from None
 
-    def load_tokenizer(self, data: "DatasetDict | None" = None) -> "PreTrainedTokenizerBase":
-        """The tokenizer, sure to have an end and a padding token and, for conversational data, a chat template.
+    def load_tokenizer(
+        self, data: "DatasetDict | None" = None, needs: Sequence[str] = ("eos_token", "pad_token")
+    ) -> "PreTrainedTokenizerBase":
+        """The tokenizer, sure to have the special tokens it `needs` and, for conversational data, a chat template.
 
         Raises:
             UserError: it cannot be opened, or one of these is missing; the message says which key sets it.
@@ -150,7 +153,7 @@ class ModelConfig:
             tokenizer = AutoTokenizer.from_pretrained(source, **(self.tokenizer_kwargs or {}))
         except Exception as error:  # each backend raises its own kind
             raise UserError(f"no tokenizer could be opened at {source}: {error}") from None
-        for kind in ("eos_token", "pad_token"):
+        for kind in needs:
             if getattr(tokenizer, kind) is None:
                 raise UserError(
                     f"the tokenizer of {source} has no {kind}; set tokenizer_kwargs: {{{kind}: …}} to one of its tokens"
@@ -166,16 +169,29 @@ class ModelConfig:
         """Tokenizer and language model; `data` tells whether a chat template is needed."""
         from transformers import AutoModelForCausalLM
 
-        return self._load(AutoModelForCausalLM, data)
+        return self.load(AutoModelForCausalLM, data)
 
     def load_scorer(self, data: "DatasetDict | None" = None) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
         """Tokenizer and a model with one scalar head that reads the last real token."""
         from transformers import AutoModelForSequenceClassification
 
-        return self._load(AutoModelForSequenceClassification, data, num_labels=1)
+        return self.load(AutoModelForSequenceClassification, data, num_labels=1)
 
-    def _load(self, auto: type, data: "DatasetDict | None", **head: Any) -> tuple:
-        tokenizer = self.load_tokenizer(data)
+    def load(
+        self,
+        auto: type,
+        data: "DatasetDict | None" = None,
+        needs: Sequence[str] = ("eos_token", "pad_token"),
+        **head: Any,
+    ) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+        """Tokenizer and a model of one of transformers' Auto classes, with trained weights or from scratch.
+
+        Args:
+            data: tells whether a chat template is needed.
+            needs: the special tokens that the tokenizer must have.
+            head: fields of the model's config that its head depends on, such as `num_labels`.
+        """
+        tokenizer = self.load_tokenizer(data, needs)
         special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
         if self.model_config is not None:
             config = self._scratch_config(vocab_size=len(tokenizer), **special)
