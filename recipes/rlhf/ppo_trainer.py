@@ -57,7 +57,7 @@ from recipes.rlhf.ppo_pretraining import PretrainingTexts
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 from recipes.rlhf.ppo_roles import cast_roles
 from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
-from recipes.rlhf.trunk import whole_weights, without_adapter
+from recipes.rlhf.trunk import release_freed_memory, whole_weights, without_adapter
 
 logger = get_logger(__name__)
 
@@ -342,6 +342,7 @@ class PPOTrainer(PPOCheckpoints):
         sequence = {name: inputs[name] for name in SEQUENCE}
         ptx = inputs.get("ptx")
         outputs = model(**sequence, temperature=args.temperature, with_entropy=args.entropy_coef > 0, ptx=ptx)
+        release_freed_memory()
         logprobs, values, old = outputs["logprobs"] * mask, outputs["values"] * mask, inputs
         policy, ratio, clipped = ppo_math.policy_loss(
             logprobs, old["logprobs"], old["advantages"], args.cliprange, args.dual_clip
