@@ -44,6 +44,7 @@ from trl.trainer.utils import identity
 
 from recipes.core.errors import UserError
 from recipes.rlhf import ppo_math
+from recipes.rlhf.heap import give_back_before_backward, keep_freed_memory
 from recipes.rlhf.ppo_checkpoints import PPOCheckpoints
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import (
@@ -57,7 +58,7 @@ from recipes.rlhf.ppo_pretraining import PretrainingTexts
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 from recipes.rlhf.ppo_roles import cast_roles
 from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
-from recipes.rlhf.trunk import release_freed_memory, whole_weights, without_adapter
+from recipes.rlhf.trunk import whole_weights, without_adapter
 
 logger = get_logger(__name__)
 
@@ -325,6 +326,7 @@ class PPOTrainer(PPOCheckpoints):
 
     def train(self, *args, **kwargs) -> TrainOutput:
         # PEFT casts what enters an adapter to its float32, and autocast casts that back, for every linear layer
+        keep_freed_memory()
         with disable_input_dtype_casting(self.model, active=self.args.bf16):
             return super().train(*args, **kwargs)
 
@@ -342,7 +344,7 @@ class PPOTrainer(PPOCheckpoints):
         sequence = {name: inputs[name] for name in SEQUENCE}
         ptx = inputs.get("ptx")
         outputs = model(**sequence, temperature=args.temperature, with_entropy=args.entropy_coef > 0, ptx=ptx)
-        release_freed_memory()
+        give_back_before_backward(self.accelerator.unwrap_model(self.model).policy.get_output_embeddings())
         logprobs, values, old = outputs["logprobs"] * mask, outputs["values"] * mask, inputs
         policy, ratio, clipped = ppo_math.policy_loss(
             logprobs, old["logprobs"], old["advantages"], args.cliprange, args.dual_clip
