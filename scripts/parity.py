@@ -19,7 +19,7 @@ from recipes.core.catalog import LAUNCH, ROOT
 from recipes.core.errors import UserError, report_user_errors
 from recipes.core.files import check_writable, write_json, write_text, write_yaml
 
-PROCESSES, GLOBAL_BATCH, STEPS, TOLERANCE = 2, 8, 10, 1e-4
+PROCESSES, GLOBAL_BATCH, TOLERANCE = 2, 8, 1e-4
 PROFILES = ("ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2")
 SPLITS = ("tensor", "pipeline")
 COMPARED = ("loss", "grad_norm", "accuracy", "policy_loss", "value_loss", "reward", "kl")
@@ -112,7 +112,8 @@ def largest_deviation(one: list[dict[str, float]], other: list[dict[str, float]]
 
 def table(runs: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     """Losses and gradient norms of the first, middle and last step as Markdown, the deviation in the last column."""
-    shown = sorted({0, STEPS // 2 - 1, STEPS - 1})
+    steps = len(next(iter(next(iter(runs.values())).values())))
+    shown = sorted({0, steps // 2, steps - 1})
     heads = [f"{name}, step {step + 1}" for name in ("loss", "gradient norm") for step in shown]
     lines = [f"| recipe | strategy | {' | '.join(heads)} | largest deviation |"]
     lines.append("| --- | --- |" + " ---: |" * (len(heads) + 1))
@@ -134,16 +135,19 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=JOBS, default=list(JOBS), help="what is trained")
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=list(PROFILES), help="how it is launched")
     parser.add_argument("--splits", nargs="*", choices=SPLITS, default=list(SPLITS), help="how an SFT model is split")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of each run")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/parity"), help="where runs and table go")
     options = parser.parse_args()
     with report_user_errors():
+        if options.steps < 1:
+            raise UserError(f"--steps must be at least 1, not {options.steps}")
         check_writable(options.output_dir)
         make_models(options.output_dir)
         runs: dict[str, dict[str, list[dict[str, float]]]] = {}
         for recipe in options.recipes:
             runs[recipe] = {}
             start = options.output_dir / ("scorer" if recipe == "rlhf/reward" else "model")
-            settings = JOBS[recipe] | {"model_name_or_path": str(start), "max_steps": STEPS}
+            settings = JOBS[recipe] | {"model_name_or_path": str(start), "max_steps": options.steps}
             for profile in (None, *options.profiles):
                 folder = options.output_dir / recipe / (profile or "one")
                 log = train(f"recipes.{recipe.replace('/', '.')}", settings, profile, folder)
