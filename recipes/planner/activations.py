@@ -1,0 +1,177 @@
+"""Memory of a forward and backward pass, counted tensor by tensor on tensors that have shapes but no memory.
+
+Papers have formulas for it: a layer of a GPT in half precision keeps s b h (34 + 5 a s / h) bytes for its backward pass
+(Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, arXiv 2205.05198, eq. 2; s tokens, b
+sequences, h wide, a heads). They hold for one architecture, one attention kernel and one way to write a norm. So the
+planner runs the very modules of transformers on PyTorch's fake tensors, and counts what autograd keeps alive; on that
+GPT it finds the paper's number (tests/planner/test_activations.py). Where a model cannot be run like that, the formula
+serves.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from recipes.planner.architecture import Adapter, Architecture, build
+
+TILE_TOKENS, TILE_WIDTH = 4096, 32768  # of TRL 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """In what numbers a process computes: the dtype of its weights, whether autocast to bf16 is on, the attention."""
+
+    weights: torch.dtype
+    autocast: bool = False
+    attention: str = "sdpa"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one pass. `layer`: kept by a decoder layer; `rest`: by what is around them; `passing`: what a layer's
+    backward pass needs on top for a moment; `entering`: a layer's input, all that is kept of it with checkpointing."""
+
+    layer: int
+    rest: int
+    passing: int
+    entering: int
+
+    def peak(self, layers: int, checkpointing: bool, loss: int) -> int:
+        """Bytes at the highest point: all layers' share plus the larger of the loss and one layer's backward pass.
+
+        With checkpointing each layer's input is kept and one layer at a time is run again (Chen et al. 2016, Training
+        Deep Nets with Sublinear Memory Cost, arXiv 1604.06174).
+        """
+        if checkpointing:
+            return self.rest + layers * self.entering + max(loss, self.layer + self.passing)
+        return self.rest + layers * self.layer + max(loss, self.passing)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is active that are still alive, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for storage in _storages((args, kwargs)):
+            self._know(storage, 0)  # what was there before, such as weights, of which a view may come out
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            self._know(storage, storage.nbytes())
+        return result
+
+    def _know(self, storage: torch.UntypedStorage, size: int) -> None:
+        known = self._known.get(storage._cdata)
+        if known is not None and known() is storage:
+            return
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self._known[storage._cdata] = weakref.ref(storage, lambda _: self._forget(size))
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+def _storages(values: object) -> Iterator[torch.UntypedStorage]:
+    return (value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor))
+
+
+@contextmanager
+def computing(numbers: Numbers) -> Iterator[LiveBytes]:
+    """Counts what is made inside, in these numbers."""
+    with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16, enabled=numbers.autocast):
+        yield live
+
+
+@lru_cache(maxsize=256)
+def of_layers(
+    architecture: Architecture, numbers: Numbers, sequences: int, length: int, adapter: Adapter | None = None
+) -> Activations:
+    """What the decoder layers keep for `sequences` of `length` tokens; with an adapter, only that is trained."""
+    try:
+        one, two = (_run(architecture, layers, numbers, sequences, length, adapter) for layers in (1, 2))
+    except Exception:  # whatever a model's code may raise on tensors without values
+        return by_formula(architecture, numbers, sequences, length)
+    layer = two[0] - one[0]
+    entering = sequences * length * architecture.hidden * numbers.weights.itemsize
+    return Activations(layer, max(0, one[0] - layer), max(0, one[1] - one[0]), entering)
+
+
+def _run(
+    architecture: Architecture, layers: int, numbers: Numbers, sequences: int, length: int, adapter: Adapter | None
+) -> tuple[int, int]:
+    """Bytes alive after the forward pass of a model of so many layers, and at the peak of forward and backward pass."""
+    with FakeTensorMode():
+        config = architecture.shortened(layers)
+        model = build(config, "cpu", dtype=numbers.weights, attn_implementation=numbers.attention).train()
+        trunk = model.base_model
+        if adapter is not None:
+            adapter.attach(model)  # in place
+        for weight in model.parameters():
+            if weight.requires_grad:  # gradients of weights have a column of their own
+                weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+        states = torch.empty(sequences, length, architecture.hidden, dtype=numbers.weights, requires_grad=True)
+        with computing(numbers) as live:
+            states = trunk(inputs_embeds=states, use_cache=False).last_hidden_state
+            kept = live.now
+            with torch.autocast("cpu", enabled=False):
+                states.sum().backward()
+            return kept, live.peak
+
+
+def by_formula(architecture: Architecture, numbers: Numbers, sequences: int, length: int) -> Activations:
+    """As `of_layers`, by the formula of a GPT's layer; in float32 twice that, but for the masks of dropout."""
+    tokens, wide = sequences * length, architecture.hidden
+    layer = tokens * wide * 34
+    if numbers.attention == "eager":
+        layer += 5 * architecture.heads * length * tokens
+    if numbers.weights == torch.float32:
+        layer *= 2
+    return Activations(layer, tokens * wide * 4, layer // 2, tokens * wide * numbers.weights.itemsize)
+
+
+@lru_cache(maxsize=256)
+def of_logits(
+    vocabulary: int, hidden: int, numbers: Numbers, tokens: int, loss: str = "full", trained: bool = True
+) -> int:
+    """Bytes at the peak of head and loss over `tokens` tokens.
+
+    Args:
+        loss: "full" holds all logits, as transformers' own loss does; "tiles" works through them in tiles, as TRL's
+            fused head does on GPUs; "score" has one number a sequence and no logits.
+        trained: whether the head's weights are.
+    """
+    if loss == "score":
+        return 0
+    if loss == "tiles":
+        return _of_tiles(vocabulary, hidden, numbers, tokens, trained)
+    with FakeTensorMode():
+        states = torch.empty(tokens, hidden, dtype=numbers.weights, requires_grad=True)
+        weight = torch.empty(vocabulary, hidden, dtype=numbers.weights, requires_grad=trained)
+        with computing(numbers) as live:
+            logits = torch.nn.functional.linear(states, weight)
+            value = ForCausalLMLoss(logits[None], torch.zeros(1, tokens, dtype=torch.long), vocabulary)
+            with torch.autocast("cpu", enabled=False):
+                value.backward()
+            return live.peak - states.nbytes  # the gradient of the states is the layers' to count
+
+
+def _of_tiles(vocabulary: int, hidden: int, numbers: Numbers, tokens: int, trained: bool) -> int:
+    """A tile of logits, the piece of the head it comes from where that is cast, and float32 gradients of both factors."""
+    width = 2 if numbers.autocast else numbers.weights.itemsize
+    tile = width * min(tokens, TILE_TOKENS) * TILE_WIDTH
+    cast = width * min(vocabulary, TILE_WIDTH) * hidden if width != numbers.weights.itemsize else 0
+    gradients = 4 * tokens * hidden + ((4 + numbers.weights.itemsize) * vocabulary * hidden if trained else 0)
+    return tile + cast + gradients

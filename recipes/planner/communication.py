@@ -1,0 +1,133 @@
+"""What a process sends in one optimizer step: which collective, of how many bytes, how often, over which link.
+
+The bytes on the wire are those of the ring algorithms, of n bytes among p processes (Patarasuk and Yuan 2009, Bandwidth
+optimal all-reduce algorithms for clusters of workstations): an all-reduce sends 2 (p - 1) / p n, a reduce-scatter and an
+all-gather, its two halves, (p - 1) / p n each. What is sent for which sharding is in ZeRO, section 7 (arXiv 1910.02054),
+for split matrices in Megatron-LM (Shoeybi et al. 2019, arXiv 1909.08053, section 3), for split layers in Narayanan et al.
+2021 (arXiv 2104.04473, section 3.2). Where a library sends more than its paper says, the library is believed: DeepSpeed
+reduces ZeRO-1's and 2's gradients to all processes.
+"""
+
+from dataclasses import dataclass
+
+from recipes.planner.hardware import Cluster
+from recipes.planner.layouts import Layout
+from recipes.planner.memory import KEPT, shares
+from recipes.planner.workload import Workload
+
+RING = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}
+GLOO = RING | {"reduce-scatter": 2}  # gloo has none of its own and takes an all-reduce
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One kind of message in an optimizer step.
+
+    Attributes:
+        what: what is in it.
+        kind: a collective of `RING`, or "send" from one process to the next.
+        payload: bytes of the whole tensor, once.
+        times: how often in a step.
+        processes: how many take part.
+        spans_nodes: whether they stand in several nodes.
+        neighbours: how many of them stand in one.
+        overlaps: whether it runs while something else is computed.
+    """
+
+    what: str
+    kind: str
+    payload: float
+    times: float
+    processes: int
+    spans_nodes: bool
+    neighbours: int
+    overlaps: bool
+
+    def sent(self, rings: dict[str, int] = RING) -> float:
+        """Bytes that one process sends in a step."""
+        share = 1 if self.kind == "send" else rings[self.kind] * (self.processes - 1) / self.processes
+        return share * self.payload * self.times
+
+    def seconds(self, cluster: Cluster) -> float:
+        return self.sent() / cluster.bandwidth(self.spans_nodes, self.neighbours)
+
+
+def traffic(workload: Workload, layout: Layout, cluster: Cluster) -> list[Traffic]:
+    """All messages of a step; none on one GPU."""
+    return [
+        *_of_data(workload, layout, cluster),
+        *_of_tensor(workload, layout),
+        *_of_pipeline(workload, layout, cluster),
+    ]
+
+
+def passes(workload: Workload, layout: Layout) -> int:
+    """Micro-batches of one optimizer step on one process: a model on more GPUs works through as many times more."""
+    return workload.accumulation * layout.model
+
+
+def _of_data(workload: Workload, layout: Layout, cluster: Cluster) -> list[Traffic]:
+    data, width = layout.data, workload.numbers(layout.sharding).weights.itemsize
+    if data == 1:
+        return []
+    share = max(shares(workload, layout), key=lambda share: share.trained)
+    count, spans = passes(workload, layout), cluster.nodes > 1
+    neighbours = max(1, cluster.node // layout.model)
+    frozen = workload.architecture.parameters if workload.adapter is not None and not workload.quantised else 0
+
+    def message(what: str, kind: str, parameters: float, times: float, width: int = width, overlaps: bool = True):
+        return Traffic(what, kind, parameters * width, times, data, spans, neighbours, overlaps)
+
+    trained = share.trained
+    if layout.sharding == "ddp":
+        stored = 4 if workload.adapter is not None else workload.weights.itemsize
+        return [message("gradients", "all-reduce", trained, 1, stored)]
+    if layout.sharding in ("zero1", "zero2"):
+        often = 1 if layout.sharding == "zero1" else count  # ZeRO-2 cannot keep whole gradients to add to
+        return [
+            message("gradients", "all-reduce", trained, often, overlaps=layout.sharding == "zero2"),
+            message("updated weights", "all-gather", trained, 1, overlaps=False),
+        ]
+    every = trained + frozen
+    if layout.sharding == "fsdp2":
+        often = count if workload.sync_each_batch else 1
+        again = every - share.head
+    else:
+        often = count
+        again = max(0, every - KEPT)
+    messages = [
+        message("weights, forward", "all-gather", every, count),
+        message("weights, backward", "all-gather", again, count),
+        message("gradients", "reduce-scatter", trained, often),
+    ]
+    if workload.rollout is not None:  # DeepSpeed gathers once for all of it, FSDP2 for every token
+        rollout = workload.rollout
+        gathers = rollout.length * -(-rollout.responses // rollout.together) if layout.sharding == "fsdp2" else 1
+        often = gathers / workload.steps_per_rollout
+        messages.append(message("weights, sampling", "all-gather", every, often, overlaps=False))
+    return messages
+
+
+def _of_tensor(workload: Workload, layout: Layout) -> list[Traffic]:
+    """An all-reduce of the hidden states after attention and after the inner layers, forward and backward."""
+    if layout.tensor == 1:
+        return []
+    layers = -(-workload.architecture.layers // layout.pipeline)
+    times = (6 if workload.checkpointing else 4) * layers * passes(workload, layout)
+    payload, size = _hidden(workload, layout), layout.tensor
+    return [Traffic("hidden states", "all-reduce", payload, times, size, False, size, False)]
+
+
+def _of_pipeline(workload: Workload, layout: Layout, cluster: Cluster) -> list[Traffic]:
+    """Hidden states to the next stage, and their gradients back; of split matrices each process sends its part."""
+    if layout.pipeline == 1:
+        return []
+    payload = _hidden(workload, layout) / layout.tensor
+    spans = layout.model > cluster.node
+    times = 2 * passes(workload, layout)
+    return [Traffic("between stages", "send", payload, times, layout.pipeline, spans, 1, False)]
+
+
+def _hidden(workload: Workload, layout: Layout) -> float:
+    width = workload.numbers(layout.sharding).weights.itemsize
+    return workload.tokens_per_pass * workload.architecture.hidden * width

@@ -1,0 +1,238 @@
+"""From a config to a workload: which model it names, how long its sequences are, what its method keeps beside the model."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from recipes.core import DataConfig, ModelConfig
+from recipes.core.catalog import CONFIGS
+from recipes.core.config import Resolved, nest, read_yaml
+from recipes.core.errors import UserError, did_you_mean
+from recipes.core.models import parent_config
+from recipes.planner.architecture import Adapter, Architecture
+from recipes.planner.workload import QUANTISED, Role, Rollout, Workload
+
+ARCHITECTURES = CONFIGS / "plan" / "architectures.yaml"
+PROMPT_TOKENS = 256  # of a prompt, where neither the config nor --prompt_tokens says
+
+
+# ------------------------------------------------------------------------------------------------------ architectures
+def find_architecture(name: str) -> Architecture:
+    """The model of a folder, of another run (made or not), or of the Hub, by its config alone.
+
+    Raises:
+        UserError: nothing here or on the Hub says what the model is made of.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return find_architecture(adapter["base_model_name_or_path"])
+    if (folder / "config.json").is_file():
+        return Architecture(name, AutoConfig.from_pretrained(name))
+    parent = parent_config(name)
+    if parent:
+        settings = nest(read_yaml(CONFIGS / f"{parent}.yaml")[0])
+        if settings.get("model_config"):
+            return from_scratch(settings["model_config"], settings["tokenizer_name_or_path"])
+        if settings.get("model_name_or_path"):
+            return find_architecture(settings["model_name_or_path"])
+    known = yaml.safe_load(ARCHITECTURES.read_text(encoding="utf-8"))
+    if name in known:
+        block = dict(known[name])
+        return Architecture(name, CONFIG_MAPPING[block.pop("model_type")](**block))
+    try:
+        return Architecture(name, AutoConfig.from_pretrained(name))
+    except (OSError, ValueError):
+        near = did_you_mean(name, known) or "; give a folder with its config.json"
+        raise UserError(
+            f"model_name_or_path: '{name}' is no folder, not on the Hub as far as it can be reached, and not in "
+            f"configs/plan/architectures.yaml{near}"
+        ) from None
+
+
+def from_scratch(block: dict[str, Any], tokenizer: str) -> Architecture:
+    """The model of a `model_config` block, its vocabulary that of the tokenizer."""
+    from transformers import CONFIG_MAPPING
+
+    block = {"vocab_size": vocabulary(tokenizer)} | block
+    kind = block.pop("model_type")
+    return Architecture(f"{kind} from scratch", CONFIG_MAPPING[kind](**block))
+
+
+def vocabulary(tokenizer: str) -> int:
+    """Tokens of a tokenizer: of a folder, a run of tokenization/train that may not be made yet, or a known model."""
+    if Path(tokenizer).is_dir():
+        from transformers import AutoTokenizer
+
+        return len(AutoTokenizer.from_pretrained(tokenizer))
+    parent = parent_config(tokenizer)
+    if parent:
+        settings = nest(read_yaml(CONFIGS / f"{parent}.yaml")[0])
+        if "vocab_size" in settings:
+            return settings["vocab_size"]
+    return find_architecture(tokenizer).vocabulary
+
+
+# ----------------------------------------------------------------------------------------------------------- workload
+def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: int | None = None) -> Workload:
+    """The workload of a config, as one process of many sees it.
+
+    Args:
+        prompt_tokens: of a prompt that is answered, where the config sets no limit.
+        tokens: of the whole training; by default what the config's steps or episodes come to.
+
+    Raises:
+        UserError: the recipe trains no language model.
+    """
+    recipe = resolved.name.rpartition("/")[0]
+    groups = list(resolved.groups.values())
+    model = next((group for group in groups if isinstance(group, ModelConfig)), None)
+    args = next((group for group in groups if hasattr(group, "per_device_train_batch_size")), None)
+    if model is None or args is None:
+        raise UserError(f"{resolved.name}: {recipe} trains no language model, so there is nothing to plan")
+    notes: list[str] = []
+    if model.model_config is not None:
+        architecture = from_scratch(model.model_config, model.tokenizer_source)
+        weights = torch.float32
+    else:
+        architecture = find_architecture(model.model_name_or_path)
+        named = {"auto": getattr(architecture.config, "dtype", None) or torch.bfloat16, None: torch.float32}
+        weights = named[model.dtype] if model.dtype in named else getattr(torch, model.dtype)
+
+    batch, length = args.per_device_train_batch_size, getattr(args, "max_length", None)
+    workload = Workload(
+        name=resolved.name,
+        architecture=architecture,
+        sequences=batch,
+        length=length or min(getattr(architecture.text, "max_position_embeddings", 1024), 1024),
+        accumulation=args.gradient_accumulation_steps,
+        weights=weights,
+        bf16=_bf16(resolved, args),
+        checkpointing=bool(args.activation_checkpointing),
+        attention="eager" if model.attn_implementation == "eager" else "sdpa",
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        quantised=_quantised(model),
+        adapter=Adapter(json.dumps(model.peft), in_float32=_quantised(model) is None) if model.peft else None,
+        loss="full" if recipe.startswith("pretraining") else "tiles",
+        sync_each_batch=_syncs_each_batch(args),
+    )
+    if workload.quantised and workload.quantised not in QUANTISED:
+        raise UserError(f"{resolved.name}: no figures for {workload.quantised}")
+    if hasattr(args, "response_length") or hasattr(args, "max_completion_length"):
+        workload = _with_rollout(workload, args, resolved, prompt_tokens, notes)
+    elif recipe == "rlhf/reward":
+        workload = workload.changed(sequences=2 * batch, loss="score")
+    elif recipe in ("rlhf/dpo", "rlhf/kto"):
+        reference = [] if workload.adapter or args.precompute_ref_log_probs else [_whole("reference", architecture)]
+        sequences = 2 * batch if recipe == "rlhf/dpo" else batch
+        workload = workload.changed(sequences=sequences, others=tuple(reference))
+    if length is None and workload.rollout is None:
+        notes.append(f"max_length is not set: sequences of {workload.length} tokens are assumed")
+    steps = args.max_steps if args.max_steps and args.max_steps > 0 else None
+    if tokens is None and steps is None:
+        tokens = _tokens(workload, args, resolved, notes)
+    return workload.changed(tokens=tokens, steps=None if tokens else steps, notes=tuple(notes))
+
+
+def _bf16(resolved: Resolved, args: Any) -> bool:
+    """What the config asks for, whatever this machine can do: `fit_to_machine` may have turned it off here."""
+    if "bf16" in resolved.settings:
+        return bool(resolved.settings["bf16"].value)
+    default = type(args).__dataclass_fields__["bf16"].default
+    return bool(not args.fp16 if default is None else default)
+
+
+def _quantised(model: ModelConfig) -> str | None:
+    if model.load_in_8bit:
+        return "8bit"
+    if model.load_in_4bit:
+        return "4bit-double" if model.use_bnb_nested_quant else "4bit"
+    return None
+
+
+def _syncs_each_batch(args: Any) -> bool:
+    accelerator = args.accelerator_config
+    given = accelerator if isinstance(accelerator, dict) else getattr(accelerator, "__dict__", {})
+    return bool((given.get("gradient_accumulation_kwargs") or {}).get("sync_each_batch"))
+
+
+def _whole(name: str, architecture: Architecture) -> Role:
+    return Role(name, architecture, architecture.parameters)
+
+
+def _scorer(architecture: Architecture) -> int:
+    """Parameters of a model of this architecture with one score in place of an output head."""
+    head = 0 if architecture.tied else architecture.head
+    return architecture.parameters - head + architecture.hidden
+
+
+def _with_rollout(
+    workload: Workload, args: Any, resolved: Resolved, prompt_tokens: int | None, notes: list[str]
+) -> Workload:
+    """PPO, or a method of groups: what is sampled, and the models that score and measure it."""
+    settings, architecture = nest(resolved.settings), workload.architecture
+    rewards = [_reward(name) for name in settings.get("reward_funcs", [])]
+    others = [Role(f"reward model {role.name}", role, _scorer(role)) for role in rewards if role is not None]
+    prompt = getattr(args, "prompt_length", None) or prompt_tokens
+    if prompt is None:
+        prompt = PROMPT_TOKENS
+        notes.append(f"prompts of {prompt} tokens are assumed; --prompt_tokens says otherwise")
+    batch, adapter = args.per_device_train_batch_size, workload.adapter is not None
+    if hasattr(args, "response_length"):
+        value = settings.get("value_model", "separate")
+        length, count = args.response_length, batch * args.gradient_accumulation_steps * args.num_mini_batches
+        together = min(args.local_rollout_forward_batch_size, count)
+        epochs, reference = args.num_ppo_epochs, args.kl_coef > 0 and not adapter
+        separate = value not in ("shared", "adapter")
+        workload = workload.changed(
+            loss="blocks",
+            trunks=1 if value == "shared" else 2,
+            extra_trained=_scorer(architecture) if separate else architecture.hidden,
+            trained_adapters=2 if value == "adapter" else 1,
+        )
+        if value == "adapter" and rewards:
+            notes.append("reward models that are adapters on the policy's base would need no memory of their own")
+    else:
+        length, count = args.max_completion_length, batch * (args.steps_per_generation or 1)
+        together, epochs, reference = count, args.num_iterations, args.beta > 0 and not adapter
+    if reference:
+        others.insert(0, _whole("reference", architecture))
+    rollout = Rollout(prompt, length, count, together, epochs)
+    return workload.changed(rollout=rollout, others=tuple(others), length=prompt + length)
+
+
+def _reward(name: str) -> Architecture | None:
+    """The architecture of a reward model; None for a Python function, or a run that is no transformer."""
+    if ":" in name:
+        return None
+    parent = parent_config(name)
+    if parent and "model_name_or_path" not in nest(read_yaml(CONFIGS / f"{parent}.yaml")[0]):
+        return None
+    return find_architecture(name)
+
+
+def _tokens(workload: Workload, args: Any, resolved: Resolved, notes: list[str]) -> int | None:
+    """Tokens of the whole training by the config's episodes, or its epochs over data that are here; else None."""
+    episodes = getattr(args, "total_episodes", None)
+    if episodes:
+        return episodes * workload.rollout.epochs * workload.length
+    rows = _rows(resolved)
+    if rows is None or resolved.name.startswith("pretraining") or getattr(args, "packing", False):
+        return None
+    notes.append(f"{rows:,} training rows, each taken at its longest")
+    samples = workload.sequences / args.per_device_train_batch_size
+    return round(rows * args.num_train_epochs * samples * workload.length)
+
+
+def _rows(resolved: Resolved) -> int | None:
+    """Training rows of data that are on this machine; None for a dataset of the Hub."""
+    data = next((group for group in resolved.groups.values() if isinstance(group, DataConfig)), None)
+    if data is None or not all(name.startswith("embedded/") or os.path.exists(name) for name in data.names):
+        return None
+    return len(data.load(())["train"])

@@ -1,0 +1,154 @@
+"""A training step as the planner sees it: the models, what passes through them, and in what numbers."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from recipes.planner.activations import Activations, Numbers, of_layers, of_logits
+from recipes.planner.architecture import Adapter, Architecture
+
+# Bytes a weight of bitsandbytes' types, constants included: 4 bits, and a float32 for each block of 64; with double
+# quantisation a byte for it, and a float32 for 256 of those (Dettmers et al. 2023, QLoRA, arXiv 2305.14314, section 3).
+QUANTISED = {"4bit": 0.5 + 4 / 64, "4bit-double": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1 + 4 / 4096}
+
+# Numbers that an optimizer keeps for each parameter, each as wide as the parameter; of the 8-bit ones a byte for each
+# and a float32 for a block of 256 (Dettmers et al. 2022, arXiv 2110.02861). Adafactor's rows and columns are next to none.
+STATES = {"adamw": 2, "adam": 2, "adamax": 2, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "adafactor": 0}
+STATES_8BIT = {"adamw": 2, "lion": 1, "ademamix": 3}
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model beside the trained ones that is only read: a reference, a reward model."""
+
+    name: str
+    architecture: Architecture
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What is sampled for a policy to learn from, on one process.
+
+    `responses` in all, `together` at a time, each `prompt` + `length` tokens at most; `epochs` passes over them.
+    """
+
+    prompt: int
+    length: int
+    responses: int
+    together: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One training config.
+
+    Attributes:
+        sequences: sequences in a micro-batch as the model sees them, so two for a pair.
+        length: tokens in each, at most.
+        trunks: how often a micro-batch goes through decoder layers; two where policy and value have each their own.
+        extra_trained: parameters of models that are trained beside the first, such as a value model.
+        loss: how the loss is made from hidden states; see `activations.of_logits`, and "blocks" for PPO's head.
+        sync_each_batch: whether gradients are reduced after every micro-batch (`accelerator_config`).
+        tokens, steps: of the whole training, one of them or neither, where nobody knows.
+        notes: what was assumed, in sentences.
+    """
+
+    name: str
+    architecture: Architecture
+    sequences: int
+    length: int
+    accumulation: int
+    weights: torch.dtype
+    bf16: bool
+    checkpointing: bool
+    attention: str
+    optimizer: str
+    quantised: str | None = None
+    adapter: Adapter | None = None
+    trained_adapters: int = 1
+    extra_trained: int = 0
+    trunks: int = 1
+    loss: str = "full"
+    others: tuple[Role, ...] = ()
+    rollout: Rollout | None = None
+    sync_each_batch: bool = False
+    tokens: int | None = None
+    steps: int | None = None
+    notes: tuple[str, ...] = ()
+
+    # ------------------------------------------------------------------------------------------------ what is trained
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        if self.adapter is not None:
+            return self.adapter.parameters(self.architecture) * self.trained_adapters + self.extra_trained
+        return self.architecture.parameters + self.extra_trained
+
+    @property
+    def frozen_bytes(self) -> float:
+        """Of the weights under an adapter."""
+        if self.adapter is None:
+            return 0.0
+        quantised = self.architecture.linear if self.quantised else 0
+        plain = (self.architecture.parameters - quantised) * self.weights.itemsize
+        return plain + quantised * QUANTISED.get(self.quantised, 0)
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Tokens of one micro-batch on one process."""
+        return self.sequences * self.length
+
+    @property
+    def steps_per_rollout(self) -> float:
+        """Optimizer steps that one rollout serves."""
+        return self.rollout.epochs * self.rollout.responses / (self.sequences * self.accumulation)
+
+    @property
+    def can_be_split(self) -> bool:
+        """Whether its layers or matrices can be spread over processes: a plain language model's can."""
+        plain = self.adapter is None and self.rollout is None and not self.others
+        return plain and self.loss in ("full", "tiles")
+
+    def optimizer_bytes(self, width: int) -> float:
+        """Of the optimizer's states for each parameter of `width` bytes."""
+        kind = self.optimizer.removeprefix("paged_").partition("_")[0]
+        if "8bit" in self.optimizer:
+            return STATES_8BIT.get(kind, 2) * (1 + 4 / 256)
+        return STATES.get(kind, 2) * width
+
+    @property
+    def optimizer_temporary(self) -> bool:
+        """Whether a step of the optimizer makes a copy of one state, as torch's unfused AdamW does on GPUs."""
+        return self.optimizer == "adamw_torch"
+
+    # ----------------------------------------------------------------------------------------------- what is computed
+    def numbers(self, sharding: str) -> Numbers:
+        """In what numbers a process computes: DeepSpeed and FSDP2 cast the weights, the others leave them to autocast."""
+        casts = sharding.startswith("zero") or sharding == "fsdp2"
+        weights = torch.bfloat16 if casts and self.bf16 else self.weights
+        return Numbers(weights, self.bf16 and not sharding.startswith("zero"), self.attention)
+
+    def activations(self, sharding: str, tensor: int = 1) -> Activations:
+        """Of one micro-batch in one trunk, with the layers' matrices split over `tensor` processes."""
+        architecture = self.architecture.split(tensor) if tensor > 1 else self.architecture
+        return of_layers(architecture, self.numbers(sharding), self.sequences, self.length, self.adapter)
+
+    def logits(self, sharding: str) -> int:
+        """Bytes at the peak of head and loss."""
+        if self.loss == "blocks":  # recipes/rlhf/head.py: blocks of 128 MiB of float32, of which three are alive
+            return 3 * min(2**27, 4 * self.tokens_per_pass * self.architecture.vocabulary)
+        sizes = (self.architecture.vocabulary, self.architecture.hidden, self.numbers(sharding))
+        return of_logits(*sizes, self.tokens_per_pass, self.loss, trained=self.adapter is None)
+
+    def cache_bytes(self, width: int) -> int:
+        """Of keys and values while responses are sampled: two numbers for each token, layer, key-value head and channel."""
+        if self.rollout is None:
+            return 0
+        model, rollout = self.architecture, self.rollout
+        numbers = 2 * model.layers * model.key_value_heads * model.head_size
+        return rollout.together * (rollout.prompt + rollout.length) * numbers * width
+
+    def changed(self, **values: object) -> "Workload":
+        return replace(self, **values)
