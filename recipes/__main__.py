@@ -109,7 +109,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from recipes.planner import hardware, reading, report
     from recipes.planner.plan import plan as plan_layouts
 
-    names = ("utilisation", "link_efficiency", "overhead_gib")
+    names = ("utilisation", "link_efficiency", "overhead_gib", "host_gib")
     assumed = {name: getattr(options, name) for name in names}
     cluster = hardware.cluster(options.gpu, options.gpus, options.nodes, options.network, **assumed)
     tokens = None if options.tokens is None else round(options.tokens)
@@ -209,6 +209,7 @@ def _add_plan_options(planning: argparse.ArgumentParser) -> None:
         "utilisation": "share of the peak that products reach",
         "link_efficiency": "share of a link's rate that is reached",
         "overhead_gib": "GiB of each GPU that no tensor fills",
+        "host_gib": "GiB of the host's memory for each GPU",
     }.items():
         planning.add_argument(f"--{name}", type=float, help=f"{what}; default: configs/plan/hardware.yaml")
     planning.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the memory of every layout")

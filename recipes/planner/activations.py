@@ -4,8 +4,7 @@ Papers have formulas for it: a layer of a GPT in half precision keeps s b h (34 
 (Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, arXiv 2205.05198, eq. 2; s tokens, b
 sequences, h wide, a heads). They hold for one architecture, one attention kernel and one way to write a norm. So the
 planner runs the very modules of transformers on PyTorch's fake tensors, and counts what autograd keeps alive; on that
-GPT it finds the paper's number (tests/planner/test_activations.py). Where a model cannot be run like that, the formula
-serves.
+GPT it finds the paper's number (tests/planner/test_activations.py).
 """
 
 import weakref
@@ -17,22 +16,38 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from recipes.core import UserError
 from recipes.planner.architecture import Adapter, Architecture, build
 
 TILE_TOKENS, TILE_WIDTH = 4096, 32768  # of TRL 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+BLOCK_BYTES = 2**27  # of recipes/rlhf/head.py
+
+# transformers builds no mask for an attention that it has no mask function for: a causal kernel that needs none
+AttentionInterface.register("flash", sdpa_attention_forward)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """In what numbers a process computes: the dtype of its weights, whether autocast to bf16 is on, the attention."""
+    """In what numbers a process computes: the dtype of its weights, whether autocast to bf16 is on, the attention.
+
+    `attention`: "eager" holds the scores; "sdpa" is handed a mask, as of packed or padded rows; "flash" needs none.
+    """
 
     weights: torch.dtype
     autocast: bool = False
     attention: str = "sdpa"
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number that comes out of a product of matrices."""
+        return 2 if self.autocast else self.weights.itemsize
 
 
 @dataclass(frozen=True)
@@ -99,11 +114,18 @@ def computing(numbers: Numbers) -> Iterator[LiveBytes]:
 def of_layers(
     architecture: Architecture, numbers: Numbers, sequences: int, length: int, adapter: Adapter | None = None
 ) -> Activations:
-    """What the decoder layers keep for `sequences` of `length` tokens; with an adapter, only that is trained."""
+    """What the decoder layers keep for `sequences` of `length` tokens; with an adapter, only that is trained.
+
+    Raises:
+        UserError: the model's code cannot run on tensors without values, or not with this attention.
+    """
     try:
         one, two = (_run(architecture, layers, numbers, sequences, length, adapter) for layers in (1, 2))
-    except Exception:  # whatever a model's code may raise on tensors without values
-        return by_formula(architecture, numbers, sequences, length)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"the activations of {architecture.name} cannot be counted with {numbers.attention} attention: {error}; "
+            "try another attn_implementation"
+        ) from None
     layer = two[0] - one[0]
     entering = sequences * length * architecture.hidden * numbers.weights.itemsize
     return Activations(layer, max(0, one[0] - layer), max(0, one[1] - one[0]), entering)
@@ -113,50 +135,50 @@ def _run(
     architecture: Architecture, layers: int, numbers: Numbers, sequences: int, length: int, adapter: Adapter | None
 ) -> tuple[int, int]:
     """Bytes alive after the forward pass of a model of so many layers, and at the peak of forward and backward pass."""
-    with FakeTensorMode():
-        config = architecture.shortened(layers)
-        model = build(config, "cpu", dtype=numbers.weights, attn_implementation=numbers.attention).train()
-        trunk = model.base_model
-        if adapter is not None:
-            adapter.attach(model)  # in place
-        for weight in model.parameters():
+    config = architecture.shortened(layers)
+    model = build(config, "meta", dtype=numbers.weights, attn_implementation=numbers.attention).train()
+    trunk = model.base_model
+    if adapter is not None:
+        adapter.attach(model)  # in place
+    with FakeTensorMode():  # attached on fake tensors an adapter fails, so the weights become fake afterwards
+        weights = {name: _fake(weight) for name, weight in trunk.named_parameters()}
+        buffers = {name: _fake(buffer) for name, buffer in trunk.named_buffers()}
+        for weight in weights.values():
             if weight.requires_grad:  # gradients of weights have a column of their own
                 weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         states = torch.empty(sequences, length, architecture.hidden, dtype=numbers.weights, requires_grad=True)
         with computing(numbers) as live:
-            states = trunk(inputs_embeds=states, use_cache=False).last_hidden_state
+            inputs = {"inputs_embeds": states, "use_cache": False}
+            states = functional_call(trunk, weights | buffers, kwargs=inputs).last_hidden_state
             kept = live.now
             with torch.autocast("cpu", enabled=False):
                 states.sum().backward()
             return kept, live.peak
 
 
-def by_formula(architecture: Architecture, numbers: Numbers, sequences: int, length: int) -> Activations:
-    """As `of_layers`, by the formula of a GPT's layer; in float32 twice that, but for the masks of dropout."""
-    tokens, wide = sequences * length, architecture.hidden
-    layer = tokens * wide * 34
-    if numbers.attention == "eager":
-        layer += 5 * architecture.heads * length * tokens
-    if numbers.weights == torch.float32:
-        layer *= 2
-    return Activations(layer, tokens * wide * 4, layer // 2, tokens * wide * numbers.weights.itemsize)
+def _fake(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
 
 
 @lru_cache(maxsize=256)
 def of_logits(
     vocabulary: int, hidden: int, numbers: Numbers, tokens: int, loss: str = "full", trained: bool = True
 ) -> int:
-    """Bytes at the peak of head and loss over `tokens` tokens.
+    """Bytes at the peak of head and loss over `tokens` tokens, the gradient of the head's weights included.
 
     Args:
         loss: "full" holds all logits, as transformers' own loss does; "tiles" works through them in tiles, as TRL's
-            fused head does on GPUs; "score" has one number a sequence and no logits.
+            fused head does on GPUs; "blocks" in blocks of rows, as recipes/rlhf/head.py does; "score" has one number a
+            sequence and no logits.
         trained: whether the head's weights are.
     """
     if loss == "score":
         return 0
     if loss == "tiles":
         return _of_tiles(vocabulary, hidden, numbers, tokens, trained)
+    if loss == "blocks":  # of float32, of which three are alive; a block's share of the gradient beside their sum
+        gradients = 2 * numbers.weights.itemsize * vocabulary * hidden if trained else 0
+        return 3 * min(BLOCK_BYTES, 4 * tokens * vocabulary) + gradients
     with FakeTensorMode():
         states = torch.empty(tokens, hidden, dtype=numbers.weights, requires_grad=True)
         weight = torch.empty(vocabulary, hidden, dtype=numbers.weights, requires_grad=trained)
@@ -170,8 +192,7 @@ def of_logits(
 
 def _of_tiles(vocabulary: int, hidden: int, numbers: Numbers, tokens: int, trained: bool) -> int:
     """A tile of logits, the piece of the head it comes from where that is cast, and float32 gradients of both factors."""
-    width = 2 if numbers.autocast else numbers.weights.itemsize
-    tile = width * min(tokens, TILE_TOKENS) * TILE_WIDTH
-    cast = width * min(vocabulary, TILE_WIDTH) * hidden if width != numbers.weights.itemsize else 0
+    tile = numbers.width * min(tokens, TILE_TOKENS) * TILE_WIDTH
+    cast = numbers.width * min(vocabulary, TILE_WIDTH) * hidden if numbers.width != numbers.weights.itemsize else 0
     gradients = 4 * tokens * hidden + ((4 + numbers.weights.itemsize) * vocabulary * hidden if trained else 0)
     return tile + cast + gradients

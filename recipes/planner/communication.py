@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from recipes.planner.hardware import Cluster
 from recipes.planner.layouts import Layout
-from recipes.planner.memory import KEPT, shares
+from recipes.planner.memory import KEPT, Process, shares
 from recipes.planner.workload import Workload
 
 RING = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}
@@ -67,45 +67,47 @@ def passes(workload: Workload, layout: Layout) -> int:
 
 
 def _of_data(workload: Workload, layout: Layout, cluster: Cluster) -> list[Traffic]:
-    data, width = layout.data, workload.numbers(layout.sharding).weights.itemsize
-    if data == 1:
+    if layout.data == 1:
         return []
     share = max(shares(workload, layout), key=lambda share: share.trained)
-    count, spans = passes(workload, layout), cluster.nodes > 1
+    one = Process(workload, layout, share, touched=False)
+    count, width = passes(workload, layout), one.computed
     neighbours = max(1, cluster.node // layout.model)
-    frozen = workload.architecture.parameters if workload.adapter is not None and not workload.quantised else 0
 
     def message(what: str, kind: str, parameters: float, times: float, width: int = width, overlaps: bool = True):
-        return Traffic(what, kind, parameters * width, times, data, spans, neighbours, overlaps)
+        return Traffic(what, kind, parameters * width, times, layout.data, cluster.nodes > 1, neighbours, overlaps)
 
-    trained = share.trained
     if layout.sharding == "ddp":
-        stored = 4 if workload.adapter is not None else workload.weights.itemsize
-        return [message("gradients", "all-reduce", trained, 1, stored)]
+        return [message("gradients", "all-reduce", share.trained, 1, one.stored)]
     if layout.sharding in ("zero1", "zero2"):
         often = 1 if layout.sharding == "zero1" else count  # ZeRO-2 cannot keep whole gradients to add to
         return [
-            message("gradients", "all-reduce", trained, often, overlaps=layout.sharding == "zero2"),
-            message("updated weights", "all-gather", trained, 1, overlaps=False),
+            message("gradients", "all-reduce", share.trained, often, overlaps=layout.sharding == "zero2"),
+            message("updated weights", "all-gather", share.trained, 1, overlaps=False),
         ]
-    every = trained + frozen
+    every = one.every
     if layout.sharding == "fsdp2":
-        often = count if workload.sync_each_batch else 1
-        again = every - share.head
+        often, again = count if workload.sync_each_batch else 1, every - one.root_bytes / width
     else:
-        often = count
-        again = max(0, every - KEPT)
+        often, again = count, max(0, every - KEPT)
     messages = [
         message("weights, forward", "all-gather", every, count),
         message("weights, backward", "all-gather", again, count),
-        message("gradients", "reduce-scatter", trained, often),
+        message("gradients", "reduce-scatter", share.trained, often),
     ]
-    if workload.rollout is not None:  # DeepSpeed gathers once for all of it, FSDP2 for every token
-        rollout = workload.rollout
-        gathers = rollout.length * -(-rollout.responses // rollout.together) if layout.sharding == "fsdp2" else 1
-        often = gathers / workload.steps_per_rollout
-        messages.append(message("weights, sampling", "all-gather", every, often, overlaps=False))
-    return messages
+    others = sum(role.parameters for role in workload.others)
+    if workload.rollout is None:
+        return messages if not others else [*messages, message("other models", "all-gather", others, count)]
+    rollout, steps, sampling, often = workload.rollout, workload.steps_per_rollout, every, 1.0
+    if layout.sharding == "fsdp2":  # of the value model only what is in one unit with the policy
+        sampling -= workload.value.parameters - workload.value.embedding if workload.value else 0
+        often = 1 if rollout.gathered_once else rollout.length * rollout.chunks
+    scoring = rollout.passes * every + others
+    return [
+        *messages,
+        message("weights, sampling", "all-gather", sampling, often / steps, overlaps=False),
+        message("all models, scoring", "all-gather", scoring, rollout.chunks / steps),
+    ]
 
 
 def _of_tensor(workload: Workload, layout: Layout) -> list[Traffic]:
@@ -114,7 +116,7 @@ def _of_tensor(workload: Workload, layout: Layout) -> list[Traffic]:
         return []
     layers = -(-workload.architecture.layers // layout.pipeline)
     times = (6 if workload.checkpointing else 4) * layers * passes(workload, layout)
-    payload, size = _hidden(workload, layout), layout.tensor
+    payload, size = _hidden(workload) * workload.numbers(layout.sharding).width, layout.tensor
     return [Traffic("hidden states", "all-reduce", payload, times, size, False, size, False)]
 
 
@@ -122,12 +124,12 @@ def _of_pipeline(workload: Workload, layout: Layout, cluster: Cluster) -> list[T
     """Hidden states to the next stage, and their gradients back; of split matrices each process sends its part."""
     if layout.pipeline == 1:
         return []
-    payload = _hidden(workload, layout) / layout.tensor
+    payload = _hidden(workload) * workload.numbers(layout.sharding).weights.itemsize / layout.tensor
     spans = layout.model > cluster.node
     times = 2 * passes(workload, layout)
     return [Traffic("between stages", "send", payload, times, layout.pipeline, spans, 1, False)]
 
 
-def _hidden(workload: Workload, layout: Layout) -> float:
-    width = workload.numbers(layout.sharding).weights.itemsize
-    return workload.tokens_per_pass * workload.architecture.hidden * width
+def _hidden(workload: Workload) -> int:
+    """Numbers in the hidden states of a micro-batch."""
+    return workload.tokens_per_pass * workload.architecture.hidden

@@ -50,6 +50,7 @@ class Cluster:
     utilisation: float
     link_efficiency: float
     overhead_gib: float
+    host_gib: float
     host_link_gb_s: float
     host_memory_gb_s: float
     counts_when_touched: bool = False  # a CPU's resident memory, not a GPU's allocations
@@ -128,6 +129,7 @@ def cluster(gpu: str, gpus: int, nodes: int | None = None, network: str | None =
     for name in ("utilisation", "link_efficiency"):
         if not 0 < values[name] <= 1:
             raise UserError(f"--{name} is a share, above 0 and at most 1, not {values[name]:g}")
-    if values["overhead_gib"] < 0:
-        raise UserError(f"--overhead_gib must not be below 0, not {values['overhead_gib']:g}")
+    for name in ("overhead_gib", "host_gib"):
+        if values[name] < 0:
+            raise UserError(f"--{name} must not be below 0, not {values[name]:g}")
     return Cluster(found, gpus, nodes, find_network(network or found.network), **values)

@@ -51,6 +51,8 @@ def layouts(workload: Workload, cluster: Cluster) -> list[Layout]:
         found = [Layout("ddp", 1), Layout("zero3-offload", 1)]
     else:
         found = [Layout(sharding, cluster.gpus) for sharding in SHARDINGS]
+    if workload.offloaded:  # which recipes/rlhf/ppo.py refuses to models that are shared out
+        return [layout for layout in found if layout.sharding == "ddp"]
     if workload.quantised:  # bitsandbytes' weights are bytes that neither ZeRO-3 nor a tensor plan can share out
         return [layout for layout in found if not layout.sharding.startswith("zero3")]
     if workload.can_be_split:

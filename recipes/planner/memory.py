@@ -1,4 +1,4 @@
-"""Memory of one process at the three moments of a step when it may be highest, and while responses are sampled.
+"""Memory of one process at the moments of a step when it may be highest.
 
 What is trained takes, in the letters of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1), 2Ψ bytes of weights,
 2Ψ of gradients and KΨ of optimizer states in mixed precision, with K = 12: a float32 copy of the weights and Adam's two
@@ -6,7 +6,8 @@ moments. The shardings divide the last, the last two, or all three by the number
 the buffers of the libraries that do it, which are read from their source: DeepSpeed 0.19, accelerate 1.15, torch 2.13.
 
 The moments: the loss, when all activations are alive and few gradients; the end of the backward pass, the other way round;
-the optimizer's step. A process needs the most of them. With a rollout there is a fourth.
+the optimizer's step; the pass of a model that is only read; and where a policy learns from its own responses, their
+sampling. A process needs the most of them.
 """
 
 from dataclasses import dataclass, fields
@@ -15,7 +16,6 @@ from recipes.planner.hardware import GIB, Cluster
 from recipes.planner.layouts import Layout
 from recipes.planner.workload import Workload
 
-DDP, ZERO1, ZERO2 = "ddp", "zero1", "zero2"
 # Defaults of DeepSpeed, in parameters: a bucket of gradients, and what ZeRO-3 keeps gathered if it is needed again soon
 # (`reduce_bucket_size`, half of `stage3_max_reuse_distance`: on the way to the loss and back), a step's group of parameters.
 BUCKET, KEPT, GROUP = 500_000_000, 500_000_000, 1_000_000_000
@@ -55,10 +55,14 @@ class Share:
     trained: int
     layers: int
     layer: int
-    whole: int  # the largest matrix that is gathered at once: embedding or head
-    embedding: int  # on this process, 0 if it is on another stage
-    head: int
+    embedding: int  # 0 if it is on another stage
+    head: int  # 0 likewise
     tied: bool
+
+    @property
+    def around(self) -> int:
+        """Of embedding and head together."""
+        return self.head if self.tied else self.embedding + self.head
 
 
 def shares(workload: Workload, layout: Layout) -> list[Share]:
@@ -68,96 +72,40 @@ def shares(workload: Workload, layout: Layout) -> list[Share]:
     in_layers = (model.matrices / tensor + model.parameters - around - model.matrices) / model.layers
     layers = -(-model.layers // layout.pipeline)
     embedding, head, layer = model.embedding // tensor, model.head // tensor, round(in_layers)
-    whole = max(embedding, head)
     if layout.pipeline == 1:
         trained = workload.trained if tensor == 1 else round(in_layers * model.layers + around / tensor)
-        return [Share(trained, layers, layer, whole, embedding, head, model.tied)]
-    first = Share(layers * layer + embedding, layers, layer, embedding, embedding, 0, False)
-    last = Share(layers * layer + head, layers, layer, head, 0, head, False)
+        return [Share(trained, layers, layer, embedding, head, model.tied)]
+    first = Share(layers * layer + embedding, layers, layer, embedding, 0, False)
+    last = Share(layers * layer + head, layers, layer, 0, head, False)
     return [first, last]
 
 
 def memory(workload: Workload, layout: Layout, cluster: Cluster) -> Memory:
     """The most that any process needs, at the moment when it needs it."""
-    moments = [moment for share in shares(workload, layout) for moment in of_share(workload, layout, cluster, share)]
-    return max(moments, key=lambda moment: moment.total)
+    found = [moment for share in shares(workload, layout) for moment in moments(workload, layout, cluster, share)]
+    return max(found, key=lambda moment: moment.total)
 
 
-def of_share(workload: Workload, layout: Layout, cluster: Cluster, share: Share) -> list[Memory]:
+def moments(workload: Workload, layout: Layout, cluster: Cluster, share: Share) -> list[Memory]:
     """What a process with this share of the model needs at each moment."""
-    states = _states(workload, layout, share)
-    overhead = {"overhead": cluster.overhead_gib * GIB}
-    buffers = Buffers(workload, layout, cluster, share)
+    one = Process(workload, layout, share, cluster.counts_when_touched)
+    always = one.states() | {"overhead": cluster.overhead_gib * GIB}
+    loss, end, step = BUFFERS[layout.sharding](one)
     activations, logits = _activations(workload, layout, share)
+    passing = workload.activations(layout.sharding, layout.tensor).passing
     found = [
-        Memory(
-            "loss",
-            **states | overhead,
-            gradients=buffers.gradients_at_loss,
-            gathered=buffers.at_loss,
-            activations=activations,
-            logits=logits,
-        ),
-        Memory(
-            "end of backward",
-            **states | overhead,
-            gradients=buffers.gradients_at_end,
-            gathered=buffers.at_end,
-            activations=workload.activations(layout.sharding, layout.tensor).passing,
-        ),
-        Memory("optimizer step", **states | overhead, gradients=buffers.gradients_at_step, gathered=buffers.at_step),
+        Memory("loss", **always, gradients=loss[0], gathered=loss[1], activations=activations, logits=logits),
+        Memory("end of backward", **always, gradients=end[0], gathered=end[1], activations=passing),
+        Memory("optimizer step", **always, gradients=step[0], gathered=step[1]),
     ]
+    if workload.others:
+        alive = activations if workload.rollout is None else 0  # the policy's, when the reference is asked after it
+        found.append(Memory("pass of another model", **always, gathered=one.read(), activations=alive))
     if workload.rollout is not None:
-        width = 2 if workload.bf16 else workload.weights.itemsize
-        found.append(
-            Memory(
-                "rollout",
-                **states | overhead,
-                gathered=buffers.at_rollout,
-                cache=workload.cache_bytes(width),
-                logits=3 * 4 * workload.rollout.together * workload.architecture.vocabulary,
-            )
-        )
+        sampling = {"gathered": one.sampled(), "cache": workload.cache_bytes(workload.numbers(layout.sharding).width)}
+        logits = 3 * 4 * workload.rollout.together * workload.architecture.vocabulary
+        found.append(Memory("sampling", **always, **sampling, logits=logits))
     return found
-
-
-def _states(workload: Workload, layout: Layout, share: Share) -> dict[str, float]:
-    """Bytes that stay from step to step: weights, optimizer states, models that are only read."""
-    sharding, data = layout.sharding, layout.data
-    width = workload.numbers(sharding).weights.itemsize  # of the weights that compute
-    stored = _stored(workload, sharding)  # of those that are trained
-    by_one = workload.optimizer_bytes(4 if sharding.startswith("zero") else stored)
-    frozen = workload.frozen_bytes
-    others = sum(role.parameters for role in workload.others) * (2 if width == 2 else workload.weights.itemsize)
-    if sharding == DDP:
-        return {"weights": stored * share.trained + frozen, "optimizer": by_one * share.trained, "others": others}
-    if sharding == "fsdp2":
-        frozen /= 1 if workload.quantised else data  # accelerate leaves bitsandbytes' weights whole
-        return {
-            "weights": stored * share.trained / data + frozen,
-            "optimizer": by_one * share.trained / data,
-            "others": others / data,
-        }
-    # DeepSpeed updates a float32 copy of the weights, even of float32 ones
-    master = (4 + by_one) * share.trained / data
-    if sharding in (ZERO1, ZERO2):
-        return {"weights": width * share.trained + frozen, "optimizer": master, "others": others}
-    weights = (width * share.trained + frozen) / data
-    if sharding == "zero3-offload":
-        gradients = (width + 4) * share.trained / data  # as they arrive, and in float32 for the optimizer
-        return {"host": weights + master + others / data + gradients}
-    return {"weights": weights, "optimizer": master, "others": others / data}
-
-
-def _stored(workload: Workload, sharding: str) -> int:
-    """Bytes of a trained weight as it is kept: accelerate widens FSDP2's to float32, PEFT an adapter's."""
-    if sharding.startswith("zero"):
-        return workload.numbers(sharding).weights.itemsize
-    if sharding == "fsdp2" and workload.bf16 and not workload.quantised:
-        return 4
-    if workload.adapter is not None:
-        return 4 if workload.adapter.in_float32 else 2
-    return workload.weights.itemsize
 
 
 def _activations(workload: Workload, layout: Layout, share: Share) -> tuple[float, float]:
@@ -177,85 +125,197 @@ def _activations(workload: Workload, layout: Layout, share: Share) -> tuple[floa
     return peak + waiting - logits, logits
 
 
-class Buffers:
-    """Gradients, and what is whole for a while, of one process: bytes at each moment."""
+@dataclass(frozen=True)
+class Process:
+    """One process with its share of the model; `touched`: memory is counted when it is written to, as a CPU's is."""
 
-    def __init__(self, workload: Workload, layout: Layout, cluster: Cluster, share: Share):
-        self.workload, self.layout, self.share = workload, layout, share
-        self.stored = _stored(workload, layout.sharding)
-        self.width = workload.numbers(layout.sharding).weights.itemsize
-        self.touched = cluster.counts_when_touched
-        # Gradients of earlier micro-batches of the same step are there when the loss of the last one is made.
-        self.accumulates = workload.accumulation * layout.model > 1
-        self.gradients_at_loss = self.gradients_at_end = self.gradients_at_step = 0.0
-        self.at_loss = self.at_end = self.at_step = self.at_rollout = 0.0
-        {DDP: self._ddp, ZERO1: self._zero1, ZERO2: self._zero2, "fsdp2": self._fsdp2}.get(
-            layout.sharding, self._zero3
-        )()
+    workload: Workload
+    layout: Layout
+    share: Share
+    touched: bool
 
-    def _ddp(self) -> None:
-        """Gradients as wide as the weights; DDP's reducer holds them once more in its buckets."""
-        gradients = self.stored * self.share.trained
-        self.gradients_at_loss = gradients if self.accumulates else 0.0
-        self.gradients_at_end = self.gradients_at_step = gradients
-        buckets = gradients if self.layout.data > 1 else 0.0
-        self.at_loss = self.at_end = self.at_step = self.at_rollout = buckets
-        if self.workload.optimizer_temporary and not self.touched:
-            self.at_step += self.stored * self.share.trained
+    @property
+    def computed(self) -> int:
+        """Bytes of a weight that computes."""
+        return self.workload.numbers(self.layout.sharding).weights.itemsize
 
-    def _zero1(self) -> None:
-        """All gradients; then a bucket of them copied together, and a copy of it that is reduced."""
-        gradients, bucket = self.width * self.share.trained, self._bucket()
-        self.gradients_at_loss = gradients if self.accumulates else 0.0
-        self.gradients_at_end = gradients
-        self.at_end = self.width * bucket
-        self._step()
+    @property
+    def stored(self) -> int:
+        """Bytes of a trained weight as it is kept: accelerate widens FSDP2's to float32, PEFT an adapter's."""
+        workload, sharding = self.workload, self.layout.sharding
+        if sharding.startswith("zero"):
+            return self.computed
+        if sharding == "fsdp2" and workload.bf16 and not workload.quantised:
+            return 4
+        if workload.adapter is not None:
+            return 4 if workload.adapter.in_float32 else 2
+        return workload.weights.itemsize
 
-    def _zero2(self) -> None:
-        """A process's share of the gradients; the others go through two buckets, and a copy of one is reduced."""
-        share, bucket = self.width * self.share.trained / self.layout.data, self._bucket()
-        filled = min(2 * bucket, self.share.trained) if self.touched else 2 * bucket
-        self.gradients_at_loss = share if self.accumulates else 0.0
-        self.gradients_at_end = share if self.share.trained > bucket else 0.0  # with one bucket, cut out of it later
-        self.at_end = self.width * (filled + bucket)
-        self._step()
+    @property
+    def every(self) -> int:
+        """Parameters of the models that are trained, with frozen ones, and without quantised ones."""
+        return self.share.trained + self.workload.frozen
 
-    def _step(self) -> None:
-        """A process's gradients in one piece, and in float32."""
-        one = self.share.trained / self.layout.data
-        self.gradients_at_step = self.width * one
-        self.at_step = (self.width + (4 if self.width < 4 else 0)) * one
+    @property
+    def own(self) -> float:
+        """Trained parameters that are this process's where they are shared out."""
+        return self.share.trained / self.layout.data
 
-    def _bucket(self) -> int:
-        return min(BUCKET, self.share.trained) if self.touched else BUCKET
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of earlier micro-batches are there when the loss of the last one is made."""
+        return self.workload.accumulation * self.layout.model > 1
 
-    def _zero3(self) -> None:
-        """A share of the gradients, kept from step to step; weights that are needed again soon stay gathered."""
-        share, data = self.share, self.layout.data
-        offloads = self.layout.sharding == "zero3-offload"
-        every = self.workload.architecture.parameters + self.workload.extra_trained
-        gathered = self.width * min(every, max(KEPT, share.whole + share.layer))
-        largest = self.width * (share.whole if self.workload.adapter is None else 0)
-        gradients = 0.0 if offloads else self.width * share.trained / data
-        self.gradients_at_loss = self.gradients_at_end = self.gradients_at_step = gradients
-        self.at_loss = gathered
-        self.at_end = largest * 3  # the embedding, its gradient, and that once more in the buffer it is reduced in
-        group = min(share.trained / data, GROUP)
-        self.at_step = 0.0 if offloads else (self.width + (4 if self.width < 4 else 0)) * group
-        self.at_rollout = self.width * every  # `ds3_gather_for_generation`
+    def states(self) -> dict[str, float]:
+        """Bytes that stay from step to step: weights, optimizer states, models that are only read."""
+        workload, sharding, data = self.workload, self.layout.sharding, self.layout.data
+        trained, deepspeed = self.share.trained, sharding.startswith("zero")
+        read = self.computed if deepspeed else workload.weights.itemsize  # DeepSpeed casts frozen weights too
+        frozen, quantised = workload.frozen * read, workload.quantised_bytes
+        others = 0 if workload.offloaded else sum(role.parameters for role in workload.others) * read
+        by_one = workload.optimizer_bytes(4 if deepspeed else self.stored)
+        if sharding == "ddp":
+            weights = self.stored * trained + frozen + quantised
+            return {"weights": weights, "optimizer": by_one * trained, "others": others}
+        if sharding == "fsdp2":
+            weights = self.stored * self.own + frozen / data + quantised  # accelerate leaves these whole
+            return {"weights": weights, "optimizer": by_one * self.own, "others": others / data}
+        # DeepSpeed updates a float32 copy of the weights, even of float32 ones
+        master = (4 + by_one) * self.own
+        if sharding in ("zero1", "zero2"):
+            weights = self.computed * trained + frozen + quantised
+            return {"weights": weights, "optimizer": master, "others": others}
+        weights = self.computed * self.own + frozen / data
+        if sharding == "zero3-offload":
+            gradients = (self.computed + 4) * self.own  # as they arrive, and in float32 for the optimizer
+            return {"host": weights + master + others / data + gradients}
+        return {"weights": weights, "optimizer": master, "others": others / data}
 
-    def _fsdp2(self) -> None:
-        """A share of the gradients; whole are the layer at work, the next one, the head, and a layer's gradients twice."""
-        share = self.share
-        layer, head = self.width * share.layer, self.width * share.head
-        trained = 1 if self.workload.adapter is None else 0
-        gradients = self.stored * share.trained / self.layout.data
-        self.gradients_at_end = self.gradients_at_step = gradients
-        self.gradients_at_loss = gradients if self.accumulates else 0.0
-        self.at_loss = 2 * layer + (1 + trained) * head
-        self.at_end = (2 + 2 * trained) * layer
-        self.at_rollout = 2 * layer + head
-        if self.accumulates and not self.workload.sync_each_batch:
-            # accelerate's `no_sync` has FSDP2 add up whole gradients until the last micro-batch
-            self.gradients_at_loss = self.width * share.trained
-            self.at_loss = 2 * layer + head
+    # ------------------------------------------------------------------------------------------ what is whole for a while
+    @property
+    def layer_bytes(self) -> float:
+        """Of a layer's weights that FSDP2 puts together, which bitsandbytes' are not."""
+        return 0.0 if self.workload.quantised else self.computed * self.share.layer
+
+    @property
+    def root_bytes(self) -> float:
+        """Of the weights that FSDP2 leaves whole from the forward to the backward pass.
+
+        accelerate gives embedding and head units of their own and leaves the head's whole. It does not find them in
+        PPO's policy and value, which are one module, so that both stay whole, of both models.
+        """
+        share, value = self.share, self.workload.value
+        return self.computed * (share.head if value is None else share.around + value.embedding)
+
+    def kept(self, parameters: int) -> float:
+        """Bytes that ZeRO-3 holds gathered of a model of so many parameters."""
+        whole = max(self.share.embedding, self.share.head) + self.share.layer
+        return self.computed * min(parameters, max(KEPT, whole))
+
+    def read(self) -> float:
+        """Bytes that are gathered while another model passes over the data: FSDP2 has it as one unit."""
+        largest = max(role.parameters for role in self.workload.others)
+        if self.layout.sharding == "fsdp2":
+            return self.computed * largest
+        if self.layout.sharding.startswith("zero3"):
+            return self.kept(largest)
+        return _reducer(self) + (self.computed * largest if self.workload.offloaded else 0.0)
+
+    def sampled(self) -> float:
+        """Bytes that are gathered while responses are sampled."""
+        if self.layout.sharding == "fsdp2":
+            if not self.workload.rollout.gathered_once:
+                return 2 * self.layer_bytes + self.root_bytes
+            return self.share.layers * self.layer_bytes + self.root_bytes
+        if self.layout.sharding.startswith("zero3"):
+            return self.computed * self.every  # DeepSpeed's GatheredParameters of all that is trained
+        return _reducer(self)
+
+
+# Of each sharding: bytes of gradients, and of what is gathered or in transit, at the loss, at the end of the backward pass
+# and in the optimizer's step.
+Moments = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+def _reducer(one: Process) -> float:
+    """DDP's reducer holds the gradients once more, in its buckets."""
+    return one.stored * one.share.trained if one.layout.sharding == "ddp" and one.layout.data > 1 else 0.0
+
+
+def _ddp(one: Process) -> Moments:
+    """Gradients as wide as the weights."""
+    gradients, buckets = one.stored * one.share.trained, _reducer(one)
+    temporary = gradients if one.workload.optimizer_temporary and not one.touched else 0.0
+    return (
+        (gradients if one.accumulates else 0.0, buckets),
+        (gradients, buckets),
+        (gradients, buckets + temporary),
+    )
+
+
+def _zero1(one: Process) -> Moments:
+    """All gradients; then a bucket of them copied together, and a copy of it that is reduced."""
+    gradients = one.computed * one.share.trained
+    return (gradients if one.accumulates else 0.0, 0.0), (gradients, one.computed * _bucket(one)), _zero_step(one)
+
+
+def _zero2(one: Process) -> Moments:
+    """A process's share of the gradients; the others go through two buckets, and a copy of one is reduced."""
+    trained, bucket = one.share.trained, _bucket(one)
+    filled = min(2 * bucket, trained) if one.touched else 2 * bucket
+    own = one.computed * one.own
+    kept = own if trained > bucket else 0.0  # with one bucket, it is cut out of it later
+    return (own if one.accumulates else 0.0, 0.0), (kept, one.computed * (filled + bucket)), _zero_step(one)
+
+
+def _bucket(one: Process) -> int:
+    return min(BUCKET, one.share.trained) if one.touched else BUCKET
+
+
+def _zero_step(one: Process, most: float = float("inf")) -> tuple[float, float]:
+    """A process's gradients in one piece, and of so many at a time in float32."""
+    return one.computed * one.own, (one.computed + (4 if one.computed < 4 else 0)) * min(one.own, most)
+
+
+def _zero3(one: Process) -> Moments:
+    """A share of the gradients, kept from step to step; weights that are needed again soon stay gathered."""
+    gradients, in_step = _zero_step(one, GROUP)
+    # the embedding, its gradient, and that once more in the buffer it is reduced in
+    largest = 3 * one.computed * max(one.share.embedding, one.share.head) if one.workload.adapter is None else 0.0
+    return (gradients, one.kept(one.every)), (gradients, largest), (gradients, in_step)
+
+
+def _offload(one: Process) -> Moments:
+    """As ZeRO-3; gradients, states and the step are the host's."""
+    (_, at_loss), (_, at_end), _ = _zero3(one)
+    return (0.0, at_loss), (0.0, at_end), (0.0, 0.0)
+
+
+def _fsdp2(one: Process) -> Moments:
+    """A share of the gradients; whole are the layer at work, the next one, the root, and what becomes their gradients.
+
+    A gradient is there twice, as the backward pass leaves it and in the buffer it is reduced in.
+    """
+    workload, own = one.workload, one.stored * one.own
+    trained = 1 if workload.adapter is None else 0
+    embedding = one.computed * one.share.embedding
+    two = 2 * one.layer_bytes
+    if one.share.tied or workload.value is not None:
+        at_end = two + (1 + 2 * trained) * one.root_bytes
+    else:
+        at_end = max(two * (1 + trained), (1 + 2 * trained) * embedding)
+    at_loss = own if one.accumulates else 0.0
+    if one.accumulates and not workload.sync_each_batch:
+        at_loss = one.computed * one.share.trained  # accelerate's `no_sync`: whole ones until the last micro-batch
+    temporary = own if workload.optimizer_temporary and not one.touched else 0.0
+    return (at_loss, two + one.root_bytes), (own, at_end), (own, temporary)
+
+
+BUFFERS = {
+    "ddp": _ddp,
+    "zero1": _zero1,
+    "zero2": _zero2,
+    "zero3": _zero3,
+    "zero3-offload": _offload,
+    "fsdp2": _fsdp2,
+}

@@ -23,17 +23,21 @@ HOUR = 3600
 
 @dataclass(frozen=True)
 class Plan:
-    """A layout with what it needs and how fast it is. `sent` is bytes of a GPU in a step, by link."""
+    """A layout with what it needs and how fast it is.
+
+    `sent`: bytes of a GPU in a step, by link. `room`, `host_room`: bytes of a GPU, and what the host has for it.
+    """
 
     layout: Layout
     memory: Memory
     speed: Speed
     sent: dict[str, float]
     room: float
+    host_room: float
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.room
+        return self.memory.total <= self.room and self.memory.host <= self.host_room
 
     @property
     def verdict(self) -> str:
@@ -64,8 +68,8 @@ def _plan(workload: Workload, layout: Layout, cluster: Cluster) -> Plan:
     for message in traffic(workload, layout, cluster):
         link = cluster.network.name if message.spans_nodes else cluster.gpu.link
         sent[link] = sent.get(link, 0) + message.sent()
-    room = cluster.gpu.memory_gib * GIB
-    return Plan(layout, memory(workload, layout, cluster), speed(workload, layout, cluster), sent, room)
+    rooms = (cluster.gpu.memory_gib * GIB, cluster.host_gib * GIB)
+    return Plan(layout, memory(workload, layout, cluster), speed(workload, layout, cluster), sent, *rooms)
 
 
 def best(plans: list[Plan]) -> Plan:
@@ -73,7 +77,7 @@ def best(plans: list[Plan]) -> Plan:
     fitting = [one for one in plans if one.fits]
     if fitting:
         return min(fitting, key=lambda one: (one.speed.seconds, one.memory.total))
-    return min(plans, key=lambda one: one.memory.total)
+    return min(plans, key=lambda one: one.memory.total + one.memory.host)
 
 
 def tokens_of(workload: Workload, found: Plan) -> int | None:

@@ -14,7 +14,7 @@ from recipes.core.config import Resolved, nest, read_yaml
 from recipes.core.errors import UserError, did_you_mean
 from recipes.core.models import parent_config
 from recipes.planner.architecture import Adapter, Architecture
-from recipes.planner.workload import QUANTISED, Role, Rollout, Workload
+from recipes.planner.workload import STATES, Role, Rollout, Value, Workload, optimizer_kind
 
 ARCHITECTURES = CONFIGS / "plan" / "architectures.yaml"
 PROMPT_TOKENS = 256  # of a prompt, where neither the config nor --prompt_tokens says
@@ -88,7 +88,7 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         tokens: of the whole training; by default what the config's steps or episodes come to.
 
     Raises:
-        UserError: the recipe trains no language model.
+        UserError: the recipe trains no language model, or with an optimizer whose states the planner does not know.
     """
     recipe = resolved.name.rpartition("/")[0]
     groups = list(resolved.groups.values())
@@ -96,6 +96,9 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
     args = next((group for group in groups if hasattr(group, "per_device_train_batch_size")), None)
     if model is None or args is None:
         raise UserError(f"{resolved.name}: {recipe} trains no language model, so there is nothing to plan")
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer_kind(optimizer) not in STATES or "4bit" in optimizer:
+        raise UserError(f"optim: the planner has no figures for {optimizer}; it knows {', '.join(STATES)}")
     notes: list[str] = []
     if model.model_config is not None:
         architecture = from_scratch(model.model_config, model.tokenizer_source)
@@ -106,6 +109,7 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         weights = named[model.dtype] if model.dtype in named else getattr(torch, model.dtype)
 
     batch, length = args.per_device_train_batch_size, getattr(args, "max_length", None)
+    quantised = _quantised(model)
     workload = Workload(
         name=resolved.name,
         architecture=architecture,
@@ -115,21 +119,21 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         weights=weights,
         bf16=_bf16(resolved, args),
         checkpointing=bool(args.activation_checkpointing),
-        attention="eager" if model.attn_implementation == "eager" else "sdpa",
-        optimizer=str(getattr(args.optim, "value", args.optim)),
-        quantised=_quantised(model),
-        adapter=Adapter(json.dumps(model.peft), in_float32=_quantised(model) is None) if model.peft else None,
+        attention=_attention(model, recipe, batch),
+        optimizer=optimizer,
+        quantised=quantised,
+        adapter=Adapter(json.dumps(model.peft), in_float32=quantised is None) if model.peft else None,
         loss="full" if recipe.startswith("pretraining") else "tiles",
         sync_each_batch=_syncs_each_batch(args),
     )
-    if workload.quantised and workload.quantised not in QUANTISED:
-        raise UserError(f"{resolved.name}: no figures for {workload.quantised}")
-    if hasattr(args, "response_length") or hasattr(args, "max_completion_length"):
-        workload = _with_rollout(workload, args, resolved, prompt_tokens, notes)
+    if hasattr(args, "response_length"):
+        workload = _with_ppo(workload, args, resolved, prompt_tokens, notes)
+    elif hasattr(args, "max_completion_length"):
+        workload = _with_groups(workload, args, resolved, prompt_tokens, notes)
     elif recipe == "rlhf/reward":
         workload = workload.changed(sequences=2 * batch, loss="score")
     elif recipe in ("rlhf/dpo", "rlhf/kto"):
-        reference = [] if workload.adapter or args.precompute_ref_log_probs else [_whole("reference", architecture)]
+        reference = [] if workload.adapter or args.precompute_ref_log_probs else [_reference(architecture)]
         sequences = 2 * batch if recipe == "rlhf/dpo" else batch
         workload = workload.changed(sequences=sequences, others=tuple(reference))
     if length is None and workload.rollout is None:
@@ -138,6 +142,15 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
     if tokens is None and steps is None:
         tokens = _tokens(workload, args, resolved, notes)
     return workload.changed(tokens=tokens, steps=None if tokens else steps, notes=tuple(notes))
+
+
+def _attention(model: ModelConfig, recipe: str, batch: int) -> str:
+    """Packed and padded rows come with a mask; PPO lays its rows out so that they need none (recipes/rlhf/packing.py)."""
+    given = model.attn_implementation or "sdpa"
+    if given != "sdpa":
+        return "eager" if given == "eager" else "flash"
+    alone = batch == 1 and not recipe.startswith("pretraining") and recipe not in ("rlhf/dpo", "rlhf/reward")
+    return "flash" if recipe == "rlhf/ppo" or alone else "sdpa"
 
 
 def _bf16(resolved: Resolved, args: Any) -> bool:
@@ -162,8 +175,8 @@ def _syncs_each_batch(args: Any) -> bool:
     return bool((given.get("gradient_accumulation_kwargs") or {}).get("sync_each_batch"))
 
 
-def _whole(name: str, architecture: Architecture) -> Role:
-    return Role(name, architecture, architecture.parameters)
+def _reference(architecture: Architecture) -> Role:
+    return Role("reference", architecture.parameters)
 
 
 def _scorer(architecture: Architecture) -> int:
@@ -172,49 +185,76 @@ def _scorer(architecture: Architecture) -> int:
     return architecture.parameters - head + architecture.hidden
 
 
-def _with_rollout(
+def _with_ppo(
     workload: Workload, args: Any, resolved: Resolved, prompt_tokens: int | None, notes: list[str]
 ) -> Workload:
-    """PPO, or a method of groups: what is sampled, and the models that score and measure it."""
-    settings, architecture = nest(resolved.settings), workload.architecture
-    rewards = [_reward(name) for name in settings.get("reward_funcs", [])]
-    others = [Role(f"reward model {role.name}", role, _scorer(role)) for role in rewards if role is not None]
-    prompt = getattr(args, "prompt_length", None) or prompt_tokens
+    """PPO's rollout and its other models: value, reference, rewards."""
+    policy, adapted = workload.architecture, workload.adapter is not None
+    form = nest(resolved.settings).get("value_model", "separate")
+    rewards = _rewards(resolved, adapters=form != "adapter")  # with which they stand on the policy's base
+    if form in ("shared", "adapter"):
+        value = Value(form, policy.hidden)
+    else:  # a copy of the first reward model that reads the policy's tokens, else of the policy; or a model by name
+        reads = [reward for reward in rewards if reward.vocabulary == policy.vocabulary]
+        source = find_architecture(form) if form != "separate" else next(iter(reads), policy)
+        value = Value("separate", _scorer(source), source.embedding)
+    based = args.kl_coef > 0 and adapted  # the reference is the policy without its adapter
+    reference = [_reference(policy)] if args.kl_coef > 0 and not adapted else []
+    count = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.num_mini_batches
+    prompt = _prompt(args, prompt_tokens, notes)
+    together = min(args.local_rollout_forward_batch_size, count)
+    return workload.changed(
+        loss="blocks",
+        length=prompt + args.response_length,
+        value=value,
+        others=(*reference, *_roles(rewards)),
+        offloaded=args.offload_frozen,
+        rollout=Rollout(prompt, args.response_length, count, together, args.num_ppo_epochs, passes=1 + based),
+    )
+
+
+def _with_groups(
+    workload: Workload, args: Any, resolved: Resolved, prompt_tokens: int | None, notes: list[str]
+) -> Workload:
+    """The rollout of TRL's RLOO and GRPO: all of it at once, and under FSDP2 gathered anew for each token."""
+    based = args.beta > 0 and workload.adapter is not None
+    reference = [_reference(workload.architecture)] if args.beta > 0 and not based else []
+    count = args.per_device_train_batch_size * (args.steps_per_generation or 1)
+    prompt = _prompt(args, prompt_tokens, notes)
+    length = args.max_completion_length
+    return workload.changed(
+        length=prompt + length,
+        others=(*reference, *_roles(_rewards(resolved))),
+        rollout=Rollout(prompt, length, count, count, args.num_iterations, gathered_once=False, passes=int(based)),
+    )
+
+
+def _prompt(args: Any, given: int | None, notes: list[str]) -> int:
+    """Tokens of a prompt."""
+    prompt = getattr(args, "prompt_length", None) or given
     if prompt is None:
-        prompt = PROMPT_TOKENS
-        notes.append(f"prompts of {prompt} tokens are assumed; --prompt_tokens says otherwise")
-    batch, adapter = args.per_device_train_batch_size, workload.adapter is not None
-    if hasattr(args, "response_length"):
-        value = settings.get("value_model", "separate")
-        length, count = args.response_length, batch * args.gradient_accumulation_steps * args.num_mini_batches
-        together = min(args.local_rollout_forward_batch_size, count)
-        epochs, reference = args.num_ppo_epochs, args.kl_coef > 0 and not adapter
-        separate = value not in ("shared", "adapter")
-        workload = workload.changed(
-            loss="blocks",
-            trunks=1 if value == "shared" else 2,
-            extra_trained=_scorer(architecture) if separate else architecture.hidden,
-            trained_adapters=2 if value == "adapter" else 1,
-        )
-        if value == "adapter" and rewards:
-            notes.append("reward models that are adapters on the policy's base would need no memory of their own")
-    else:
-        length, count = args.max_completion_length, batch * (args.steps_per_generation or 1)
-        together, epochs, reference = count, args.num_iterations, args.beta > 0 and not adapter
-    if reference:
-        others.insert(0, _whole("reference", architecture))
-    rollout = Rollout(prompt, length, count, together, epochs)
-    return workload.changed(rollout=rollout, others=tuple(others), length=prompt + length)
+        notes.append(f"prompts of {PROMPT_TOKENS} tokens are assumed; --prompt_tokens says otherwise")
+    return prompt or PROMPT_TOKENS
 
 
-def _reward(name: str) -> Architecture | None:
-    """The architecture of a reward model; None for a Python function, or a run that is no transformer."""
-    if ":" in name:
-        return None
-    parent = parent_config(name)
-    if parent and "model_name_or_path" not in nest(read_yaml(CONFIGS / f"{parent}.yaml")[0]):
-        return None
-    return find_architecture(name)
+def _roles(rewards: list[Architecture]) -> list[Role]:
+    return [Role(f"reward model {reward.name}", _scorer(reward)) for reward in rewards]
+
+
+def _rewards(resolved: Resolved, adapters: bool = True) -> list[Architecture]:
+    """The reward models of a config; Python functions and runs that are no transformer need no memory.
+
+    `adapters`: whether one that is an adapter counts, as it does where it is merged into a base of its own.
+    """
+    found = []
+    for name in nest(resolved.settings).get("reward_funcs", []):
+        parent = parent_config(name)
+        settings = nest(read_yaml(CONFIGS / f"{parent}.yaml")[0]) if parent else {}
+        is_adapter = "peft" in settings or (Path(name) / "adapter_config.json").is_file()
+        if ":" in name or (parent and "model_name_or_path" not in settings) or (is_adapter and not adapters):
+            continue
+        found.append(find_architecture(name))
+    return found
 
 
 def _tokens(workload: Workload, args: Any, resolved: Resolved, notes: list[str]) -> int | None:
@@ -227,6 +267,8 @@ def _tokens(workload: Workload, args: Any, resolved: Resolved, notes: list[str])
         return None
     notes.append(f"{rows:,} training rows, each taken at its longest")
     samples = workload.sequences / args.per_device_train_batch_size
+    if workload.rollout is not None:  # several answers to a prompt, each learned from several times
+        samples *= args.num_generations * workload.rollout.epochs
     return round(rows * args.num_train_epochs * samples * workload.length)
 
 

@@ -66,8 +66,8 @@ def speed(workload: Workload, layout: Layout, cluster: Cluster) -> Speed:
     messages = traffic(workload, layout, cluster)
     hidden = sum(one.seconds(cluster) for one in messages if one.overlaps)
     shown = sum(one.seconds(cluster) for one in messages if not one.overlaps)
-    # What DDP and ZeRO-1 reduce once is hidden by the last micro-batch's backward pass, the rest by all of it.
-    last = computing * 2 / 3 / count if layout.sharding in ("ddp", "zero1") else computing
+    # What DDP reduces once is hidden by the last micro-batch's backward pass, the rest by all of it.
+    last = computing * 2 / 3 / count if layout.sharding == "ddp" else computing
     waiting = shown + max(0.0, hidden - last)
 
     offloading = _offloading(workload, layout, cluster, count)
@@ -83,7 +83,7 @@ def _offloading(workload: Workload, layout: Layout, cluster: Cluster, count: int
     if layout.sharding != "zero3-offload":
         return 0.0
     width, data = workload.numbers(layout.sharding).weights.itemsize, layout.data
-    weights = 2 * count * (workload.architecture.parameters + workload.extra_trained)
+    weights = 2 * count * (workload.frozen + workload.trained)
     moved = width * (weights + count * workload.trained) / data / (cluster.host_link_gb_s * 1e9)
     optimizer = (7 * 4 + width) * workload.trained / data * cluster.node / (cluster.host_memory_gb_s * 1e9)
     return moved + optimizer
@@ -92,17 +92,17 @@ def _offloading(workload: Workload, layout: Layout, cluster: Cluster, count: int
 def _sampling(workload: Workload, layout: Layout, cluster: Cluster, rate: float) -> float:
     """A rollout's part in each of its steps: every token reads all weights and the cache so far from the GPU's memory.
 
-    Then policy, reference, value and reward model pass over all of it once. A lower bound: it leaves out what Python needs
+    Then policy, value, reference and reward models pass over all of it. A lower bound: it leaves out what Python needs
     to launch the kernels of a token.
     """
     rollout, model = workload.rollout, workload.architecture
-    width = 2 if workload.bf16 else workload.weights.itemsize
-    chunks = -(-rollout.responses // rollout.together)
+    numbers = workload.numbers(layout.sharding)
     bandwidth = cluster.gpu.memory_gb_s * 1e9 * cluster.link_efficiency
-    read = model.parameters * width + workload.cache_bytes(width) / 2  # the cache is half full in the mean
+    cache = workload.cache_bytes(numbers.width) / 2  # it is half full in the mean
     layers, head = forward_operations(workload)
-    step = max(read / bandwidth, rollout.together * (layers + head) / rate)
-    length = rollout.prompt + rollout.length
-    scored = rollout.responses * length * (layers * workload.trunks + head)
-    scored += rollout.responses * length * sum(2 * role.parameters for role in workload.others)
-    return (chunks * rollout.length * step + scored / rate) / workload.steps_per_rollout
+    weights = model.parameters * numbers.weights.itemsize
+    step = max((weights + cache) / bandwidth, rollout.together * (layers + head) / rate)
+    passes = rollout.passes + workload.trunks - 1
+    scored = passes * layers + rollout.passes * head + sum(2 * role.parameters for role in workload.others)
+    scored *= rollout.responses * (rollout.prompt + rollout.length)
+    return (rollout.chunks * rollout.length * step + scored / rate) / workload.steps_per_rollout

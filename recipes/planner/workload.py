@@ -13,8 +13,12 @@ QUANTISED = {"4bit": 0.5 + 4 / 64, "4bit-double": 0.5 + 1 / 64 + 4 / (64 * 256),
 
 # Numbers that an optimizer keeps for each parameter, each as wide as the parameter; of the 8-bit ones a byte for each
 # and a float32 for a block of 256 (Dettmers et al. 2022, arXiv 2110.02861). Adafactor's rows and columns are next to none.
-STATES = {"adamw": 2, "adam": 2, "adamax": 2, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "adafactor": 0}
-STATES_8BIT = {"adamw": 2, "lion": 1, "ademamix": 3}
+STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "adafactor": 0}
+
+
+def optimizer_kind(name: str) -> str:
+    """The key in `STATES` of a name of transformers' `optim`, or what would be one."""
+    return name.removeprefix("paged_").partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,18 @@ class Role:
     """A model beside the trained ones that is only read: a reference, a reward model."""
 
     name: str
-    architecture: Architecture
     parameters: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """PPO's value model: `form` is "separate" (a model of its own), "shared" (a head on the policy's trunk) or "adapter" (a
+    head on the policy's base under an adapter of its own); `parameters` are those of the model, or of the head, and
+    `embedding` how many of them embed tokens."""
+
+    form: str
+    parameters: int
+    embedding: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,8 @@ class Rollout:
     """What is sampled for a policy to learn from, on one process.
 
     `responses` in all, `together` at a time, each `prompt` + `length` tokens at most; `epochs` passes over them.
+    `gathered_once`: weights that FSDP2 has put together for one token stay so for the others. `passes` of the policy over
+    it before it learns: for its log-probabilities, and without its adapter where that is the reference.
     """
 
     prompt: int
@@ -38,6 +54,12 @@ class Rollout:
     responses: int
     together: int
     epochs: int
+    gathered_once: bool = True
+    passes: int = 1
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.responses // self.together)
 
 
 @dataclass(frozen=True)
@@ -47,9 +69,9 @@ class Workload:
     Attributes:
         sequences: sequences in a micro-batch as the model sees them, so two for a pair.
         length: tokens in each, at most.
-        trunks: how often a micro-batch goes through decoder layers; two where policy and value have each their own.
-        extra_trained: parameters of models that are trained beside the first, such as a value model.
-        loss: how the loss is made from hidden states; see `activations.of_logits`, and "blocks" for PPO's head.
+        attention: see `activations.Numbers`.
+        loss: how the loss is made from hidden states; see `activations.of_logits`.
+        others, offloaded: models that are only read, and whether the host keeps the one that is not at work.
         sync_each_batch: whether gradients are reduced after every micro-batch (`accelerator_config`).
         tokens, steps: of the whole training, one of them or neither, where nobody knows.
         notes: what was assumed, in sentences.
@@ -67,11 +89,10 @@ class Workload:
     optimizer: str
     quantised: str | None = None
     adapter: Adapter | None = None
-    trained_adapters: int = 1
-    extra_trained: int = 0
-    trunks: int = 1
     loss: str = "full"
+    value: Value | None = None
     others: tuple[Role, ...] = ()
+    offloaded: bool = False
     rollout: Rollout | None = None
     sync_each_batch: bool = False
     tokens: int | None = None
@@ -82,18 +103,28 @@ class Workload:
     @property
     def trained(self) -> int:
         """Parameters that are trained."""
-        if self.adapter is not None:
-            return self.adapter.parameters(self.architecture) * self.trained_adapters + self.extra_trained
-        return self.architecture.parameters + self.extra_trained
+        value = self.value.parameters if self.value else 0
+        if self.adapter is None:
+            return self.architecture.parameters + value
+        adapters = 2 if self.value and self.value.form == "adapter" else 1
+        return self.adapter.parameters(self.architecture) * adapters + value
 
     @property
-    def frozen_bytes(self) -> float:
-        """Of the weights under an adapter."""
+    def trunks(self) -> int:
+        """How often a micro-batch goes through decoder layers: twice where the value has its own trunk or adapter."""
+        return 2 if self.value and self.value.form != "shared" else 1
+
+    @property
+    def frozen(self) -> int:
+        """Parameters under an adapter, without those that bitsandbytes has quantised."""
         if self.adapter is None:
-            return 0.0
-        quantised = self.architecture.linear if self.quantised else 0
-        plain = (self.architecture.parameters - quantised) * self.weights.itemsize
-        return plain + quantised * QUANTISED.get(self.quantised, 0)
+            return 0
+        return self.architecture.parameters - (self.architecture.linear if self.quantised else 0)
+
+    @property
+    def quantised_bytes(self) -> float:
+        """Of the weights that bitsandbytes has quantised."""
+        return self.architecture.linear * QUANTISED[self.quantised] if self.quantised else 0.0
 
     @property
     def tokens_per_pass(self) -> int:
@@ -113,10 +144,7 @@ class Workload:
 
     def optimizer_bytes(self, width: int) -> float:
         """Of the optimizer's states for each parameter of `width` bytes."""
-        kind = self.optimizer.removeprefix("paged_").partition("_")[0]
-        if "8bit" in self.optimizer:
-            return STATES_8BIT.get(kind, 2) * (1 + 4 / 256)
-        return STATES.get(kind, 2) * width
+        return STATES[optimizer_kind(self.optimizer)] * (1 + 4 / 256 if "8bit" in self.optimizer else width)
 
     @property
     def optimizer_temporary(self) -> bool:
@@ -137,15 +165,11 @@ class Workload:
 
     def logits(self, sharding: str) -> int:
         """Bytes at the peak of head and loss."""
-        if self.loss == "blocks":  # recipes/rlhf/head.py: blocks of 128 MiB of float32, of which three are alive
-            return 3 * min(2**27, 4 * self.tokens_per_pass * self.architecture.vocabulary)
         sizes = (self.architecture.vocabulary, self.architecture.hidden, self.numbers(sharding))
         return of_logits(*sizes, self.tokens_per_pass, self.loss, trained=self.adapter is None)
 
     def cache_bytes(self, width: int) -> int:
         """Of keys and values while responses are sampled: two numbers for each token, layer, key-value head and channel."""
-        if self.rollout is None:
-            return 0
         model, rollout = self.architecture, self.rollout
         numbers = 2 * model.layers * model.key_value_heads * model.head_size
         return rollout.together * (rollout.prompt + rollout.length) * numbers * width

@@ -38,16 +38,21 @@ STEPS = 4
 class Case:
     """One config under one profile; without a profile one process, without accelerate."""
 
-    name: str
+    what: str
     profile: str | None
     processes: int
     recipe: str = "pretraining/causal"
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}, {self.what}"
+
 
 LONG = {"max_length": 256, "per_device_train_batch_size": 4}
 LORA = {"peft": {"method": "lora", "r": 16, "target_modules": "all-linear"}}
-ANSWERS = {"reward_funcs": ["{data}/scorer"], "response_length": 64, "total_episodes": None, "num_ppo_epochs": 1}
+SFT = {"max_length": 256, "per_device_train_batch_size": 2}
+PPO = {"reward_funcs": ["{data}/scorer"], "response_length": 64, "num_ppo_epochs": 1}
 OVERHEAD = Case("hardly any model", None, 1, settings={"model_config": TINY})
 CASES = [
     Case("one process", None, 1),
@@ -69,11 +74,14 @@ CASES = [
     Case("zero2, bf16", "zero2", 2, settings={"bf16": True}),
     Case("zero3, bf16", "zero3", 2, settings={"bf16": True}),
     Case("fsdp2, bf16", "fsdp2", 2, settings={"bf16": True}),
-    Case("SFT with LoRA, ddp", "ddp", 2, "finetuning/sft", {"max_length": 128} | LORA),
-    Case("SFT, zero2", "zero2", 2, "finetuning/sft", {"max_length": 128}),
-    Case("reward model, zero2", "zero2", 2, "rlhf/reward", {"max_length": 256, "per_device_train_batch_size": 2}),
-    Case("PPO, value separate, ddp", "ddp", 2, "rlhf/ppo", ANSWERS | {"value_model": "separate"}),
-    Case("PPO, value shared, zero2", "zero2", 2, "rlhf/ppo", ANSWERS | {"value_model": "shared"}),
+    Case("zero2", "zero2", 2, "finetuning/sft", SFT),
+    Case("LoRA, ddp", "ddp", 2, "finetuning/sft", SFT | LORA),
+    Case("LoRA, fsdp2", "fsdp2", 2, "finetuning/sft", SFT | LORA),
+    Case("zero2", "zero2", 2, "rlhf/reward", {"max_length": 256, "per_device_train_batch_size": 2}),
+    Case("value separate, ddp", "ddp", 2, "rlhf/ppo", PPO | {"value_model": "separate"}),
+    Case("value separate, zero3", "zero3", 2, "rlhf/ppo", PPO | {"value_model": "separate"}),
+    Case("value separate, fsdp2", "fsdp2", 2, "rlhf/ppo", PPO | {"value_model": "separate"}),
+    Case("value shared, zero2", "zero2", 2, "rlhf/ppo", PPO | {"value_model": "shared"}),
 ]
 
 
@@ -95,8 +103,8 @@ def prepare(folder: Path) -> None:
 
     files = {
         "text": lambda: {"text": text(300)},
-        "answers": lambda: {"prompt": text(64), "completion": text(250)},
-        "pairs": lambda: {"prompt": text(64), "chosen": text(250), "rejected": text(250)},
+        "answers": lambda: {"prompt": text(64), "completion": text(191)},  # 256 tokens with the end
+        "pairs": lambda: {"prompt": text(64), "chosen": text(191), "rejected": text(191)},
         "prompts": lambda: {"prompt": text(64)},
     }
     for name, row in files.items():
@@ -207,7 +215,7 @@ def measure_all(names: list[str]) -> None:
         data = Path(folder)
         prepare(data)
         overhead = record["overhead_mib"] = measure(OVERHEAD, data)["mib"]
-        print(f"{OVERHEAD.name}: {overhead:.0f} MiB", flush=True)
+        print(f"{OVERHEAD.what}: {overhead:.0f} MiB", flush=True)
         for name in names or known:
             found = record["rows"][name] = measure(known[name], data)
             planned = predict(known[name], data, overhead)

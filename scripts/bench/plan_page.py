@@ -146,7 +146,7 @@ def measured_table(record: dict[str, Any], planned: dict[str, dict[str, Any]]) -
             sent_errors.append(plan["sent_mb"] / found["sent_mb"] - 1)
             sent = f"{found['sent_mb']:.1f} | {plan['sent_mb']:.1f} | {sent_errors[-1]:+.1%}"
         lines.append(
-            f"| `{case.recipe}`, {case.name} | {case.processes} | {found['mib']:.0f} | {plan['mib']:.0f} "
+            f"| `{case.recipe}`, {case.what} | {case.processes} | {found['mib']:.0f} | {plan['mib']:.0f} "
             f"| {memory_errors[-1]:+.1%} | {plan['moment']} | {sent} |"
         )
     return "\n".join(lines), memory_errors, sent_errors

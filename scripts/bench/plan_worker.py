@@ -13,7 +13,6 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 
 import transformers.trainer
 from transformers import TrainerCallback
@@ -64,22 +63,6 @@ class Meter(TrainerCallback):
         forget_peak()
 
 
-def shard_on_cpus() -> None:
-    """Has accelerate shard by FSDP2 on processes of a CPU too, where it ignores the profile and falls back to DDP."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
-    begin = PartialState.__init__
-
-    def init(self: PartialState, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_XPU  # any of those that may become FSDP
-
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        PartialState.__init__ = init
-
-
 def main() -> None:
     recipe, out, *argv = sys.argv[1:]
     import deepspeed  # noqa: F401  # imported here, so that no profile pays for it while it trains
@@ -88,7 +71,6 @@ def main() -> None:
     meter = Meter()
     transformers.trainer.DEFAULT_CALLBACKS.append(meter)
     baseline = resident()
-    shard_on_cpus()
     command(argv)
     rank = os.environ.get("RANK", "0")
     result = {"baseline": baseline, "steps": meter.steps}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from recipes.planner import activations
-from recipes.planner.activations import Numbers, by_formula, of_layers, of_logits
+from recipes.core import UserError
+from recipes.planner.activations import Numbers, of_layers, of_logits
 from recipes.planner.architecture import Adapter, Architecture
 
 LORA = json.dumps({"method": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]})
@@ -20,22 +20,26 @@ def test_a_gpt_keeps_what_the_paper_says():
     config = GPT2Config(
         n_embd=h, n_layer=4, n_head=a, n_positions=s, vocab_size=100, activation_function="gelu", attn_pdrop=0.1
     )
-    gpt = Architecture("gpt", config)
-    numbers = Numbers(torch.bfloat16, attention="eager")
-    paper = s * b * h * (34 + 5 * a * s / h)
-    found = of_layers(gpt, numbers, b, s).layer
-    assert found == pytest.approx(paper + s * b * h * (2 + a * s / h), rel=0.005)
-    assert by_formula(gpt, numbers, b, s).layer == paper
+    found = of_layers(Architecture("gpt", config), Numbers(torch.bfloat16, attention="eager"), b, s)
+    assert found.layer == pytest.approx(s * b * h * (34 + 5 * a * s / h) + s * b * h * (2 + a * s / h), rel=0.005)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+# How a real pass comes to each attention: a second document in the row makes transformers build a mask.
+REAL = {"eager": ("eager", False), "sdpa": ("sdpa", True), "flash": ("sdpa", False)}
+
+
+@pytest.mark.parametrize("attention", REAL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("adapter", [None, Adapter(LORA)])
+@pytest.mark.parametrize("adapter", [None, Adapter(LORA)], ids=["whole", "LoRA"])
 def test_a_llama_keeps_what_autograd_saves(llama, attention, dtype, adapter):
     """The difference between real passes through four layers and through two."""
+    implementation, packed = REAL[attention]
+    positions = torch.arange(48) % (24 if packed else 48)
 
     def saved(layers: int) -> int:
-        model = AutoModelForCausalLM.from_config(llama.shortened(layers), dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            llama.shortened(layers), dtype=dtype, attn_implementation=implementation
+        )
         if adapter is not None:
             adapter.attach(model)
         weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -47,18 +51,25 @@ def test_a_llama_keeps_what_autograd_saves(llama, attention, dtype, adapter):
 
         states = torch.randn(2, 48, llama.hidden, dtype=dtype, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            kept = model.base_model(inputs_embeds=states, use_cache=False).last_hidden_state
-        assert kept.requires_grad
+            kept = model.base_model(inputs_embeds=states, use_cache=False, position_ids=positions[None].expand(2, -1))
+        assert kept.last_hidden_state.requires_grad
         return sum(tensor.untyped_storage().nbytes() for address, tensor in storages.items() if address not in weights)
 
-    assert of_layers(llama, Numbers(dtype, attention=attention), 2, 48, adapter).layer == pytest.approx(
-        (saved(4) - saved(2)) / 2, rel=0.03
-    )
+    found = of_layers(llama, Numbers(dtype, attention=attention), 2, 48, adapter).layer
+    assert found == pytest.approx((saved(4) - saved(2)) / 2, rel=0.03)
+
+
+def test_a_mask_costs_what_heads_that_share_keys_save(llama):
+    """Without one, sdpa takes two key-value heads for four heads; with one they are repeated, and the mask is a number for
+    each pair of tokens."""
+    masked, plain = (of_layers(llama, Numbers(torch.bfloat16, attention=a), 1, 64).layer for a in ("sdpa", "flash"))
+    repeated, bias = 2 * 2 * (64 * 2 * 16), 2 * 64 * 64  # keys and values of two more heads; the mask in bf16
+    assert masked - plain == pytest.approx(repeated + bias, rel=0.1)
 
 
 def test_autocast_keeps_a_cast_copy_of_every_matrix(llama):
     """They do not grow with the batch."""
-    numbers = Numbers(torch.float32, autocast=True)
+    numbers = Numbers(torch.float32, autocast=True, attention="flash")
     one, two = (of_layers(llama, numbers, sequences, 64).layer for sequences in (1, 2))
     shared = 2 * one - two
     assert shared == pytest.approx(2 * llama.matrices / llama.layers, rel=0.1)
@@ -82,13 +93,11 @@ def test_logits_by_hand():
     tiles = of_logits(200_000, 1024, Numbers(torch.bfloat16), 100_000, "tiles", trained=False)
     assert tiles == 2 * 4096 * 32768 + 4 * 100_000 * 1024
     assert tiles < of_logits(200_000, 1024, Numbers(torch.bfloat16), 100_000, "full", trained=False) / 100
+    assert of_logits(200_000, 1024, numbers, 100_000, "blocks", trained=False) == 3 * 2**27
+    assert of_logits(1000, 16, numbers, 64, "blocks") == 3 * cells + 2 * 4 * 1000 * 16
 
 
-def test_a_model_that_cannot_be_run_without_values_is_counted_by_the_formula(llama, monkeypatch):
-    def fail(*args):
-        raise RuntimeError("data-dependent")
-
-    monkeypatch.setattr(activations, "_run", fail)
-    numbers = Numbers(torch.bfloat16, attention="sdpa")
-    assert of_layers.__wrapped__(llama, numbers, 1, 96) == by_formula(llama, numbers, 1, 96)
-    assert by_formula(llama, numbers, 1, 96).layer == 96 * 64 * 34
+def test_a_model_that_cannot_be_counted_is_named():
+    gpt = Architecture("gpt", GPT2Config(n_embd=32, n_layer=2, n_head=4))
+    with pytest.raises(UserError, match="the activations of gpt cannot be counted with odd attention"):
+        of_layers(gpt, Numbers(torch.float32, attention="odd"), 1, 8)

@@ -1,5 +1,6 @@
 """Messages and seconds of a step, worked out by hand."""
 
+import dataclasses
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from recipes.planner.hardware import find_gpu
 from recipes.planner.layouts import Layout
 from recipes.planner.reading import find_architecture
 from recipes.planner.speed import forward_operations, speed, training_operations
-from recipes.planner.workload import Rollout
+from recipes.planner.workload import Role, Rollout, Value
 
 LORA = Adapter(json.dumps({"method": "lora", "r": 4, "target_modules": "all-linear"}))
 
@@ -52,6 +53,25 @@ def test_micro_batches_add_up_before_anything_is_sent_but_for_zero2(workload, cl
         assert (message.what, message.times) == ("gradients", times)
 
 
+def test_a_rollout_is_gathered_once_and_scored_in_chunks(workload, cluster, llama):
+    """Two optimizer steps to a rollout of four chunks: half of one gathering and of four falls to each."""
+    rollout = Rollout(prompt=8, length=8, responses=16, together=4, epochs=1)
+    value = Value("separate", llama.parameters, llama.embedding)
+    others = (Role("reference", llama.parameters),)
+    policy = workload(loss="blocks", sequences=8, length=16, rollout=rollout, value=value, others=others)
+    assert (policy.steps_per_rollout, rollout.chunks) == (2, 4)
+
+    def messages(policy):
+        found = traffic(policy, Layout("fsdp2", 8), cluster(8))
+        return {message.what: message.payload * message.times for message in found}
+
+    found = messages(policy)
+    assert found["weights, sampling"] == 2 * (llama.parameters + llama.embedding) / 2
+    assert found["all models, scoring"] == 2 * 3 * llama.parameters * 4 / 2
+    anew = messages(policy.changed(rollout=dataclasses.replace(rollout, gathered_once=False)))
+    assert anew["weights, sampling"] == 8 * 4 * found["weights, sampling"]  # for each token of each chunk
+
+
 def test_one_gpu_sends_nothing(workload, cluster):
     assert traffic(workload(), Layout("ddp", 1), cluster(1)) == []
 
@@ -63,7 +83,7 @@ def test_gloo_reduces_to_all_where_it_should_scatter():
 
 def test_split_matrices_sum_hidden_states_four_times_a_layer(workload, cluster, llama):
     """Megatron-LM, arXiv 1909.08053, section 3; six times where the layers run forward once more."""
-    hidden = 2 * 32 * 64 * 4
+    hidden = 2 * 32 * 64 * 4  # two rows of 32 tokens, 64 wide, in float32
     for checkpointing, times in ((False, 4), (True, 6)):
         layout = Layout("ddp", 1, tensor=2)
         (message,) = traffic(workload(checkpointing=checkpointing, bf16=False), layout, cluster(2))

@@ -1,64 +1,82 @@
-"""Bytes of one process, worked out by hand and held against the papers' own figures."""
+"""Bytes of one process, worked out by hand and held against the papers' own figures and a real step."""
 
 import dataclasses
 import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from recipes.planner.architecture import Adapter
 from recipes.planner.hardware import GIB
 from recipes.planner.layouts import Layout
-from recipes.planner.memory import BUCKET, memory, of_share, shares
+from recipes.planner.memory import BUCKET, memory, moments, shares
 from recipes.planner.reading import find_architecture
-from recipes.planner.workload import QUANTISED, Role, Rollout
+from recipes.planner.workload import QUANTISED, Role, Rollout, Value
 
 LORA = Adapter(json.dumps({"method": "lora", "r": 4, "target_modules": "all-linear"}))
+ROLLOUT = Rollout(prompt=8, length=8, responses=4, together=4, epochs=1)
 
 
-def moments(workload, layout, cluster):
-    return {found.moment: found for found in of_share(workload, layout, cluster, shares(workload, layout)[0])}
+@pytest.fixture
+def at(cluster):
+    """`at(workload, "fsdp2", 8, "loss")`: the bytes at a moment."""
+
+    def find(workload, sharding, data, moment, cluster_=None):
+        layout = Layout(sharding, data)
+        found = moments(workload, layout, cluster_ or cluster(data), shares(workload, layout)[0])
+        return {one.moment: one for one in found}[moment]
+
+    return find
 
 
 @pytest.mark.parametrize(
-    ("sharding", "data", "per_parameter"),
+    ("sharding", "data", "per_parameter", "gigabytes"),
     [
-        ("zero1", 1, 16),  # nothing is shared out: 2 + 2 + 12
-        ("zero1", 64, 4 + 12 / 64),  # 31.4 GB of figure 1
-        ("zero2", 64, 2 + 14 / 64),  # 16.6 GB
-        ("zero3", 64, 16 / 64),  # 1.9 GB
+        ("zero1", 1, 16, 120),  # nothing is shared out: 2 + 2 + 12
+        ("zero1", 64, 4 + 12 / 64, 31.4),
+        ("zero2", 64, 2 + 14 / 64, 16.6),
+        ("zero3", 64, 16 / 64, 1.9),
     ],
 )
-def test_zero_keeps_what_its_paper_says(workload, cluster, sharding, data, per_parameter):
-    """Rajbhandari et al. 2020, arXiv 1910.02054, figure 1: bytes a parameter with K = 12, and for 7.5 billion of them."""
-    found = moments(workload(), Layout(sharding, data), cluster(data))["optimizer step"]
-    kept = found.weights + found.optimizer
+def test_zero_keeps_what_its_paper_says(workload, at, sharding, data, per_parameter, gigabytes):
+    """Rajbhandari et al. 2020, arXiv 1910.02054, figure 1: K = 12, 7.5 billion parameters, 64 processes."""
     # ZeRO-1's gradients are whole at the end of the backward pass; its step needs a share of them only
-    at = "end of backward" if sharding == "zero1" else "optimizer step"
-    kept += moments(workload(), Layout(sharding, data), cluster(data))[at].gradients
-    assert kept / workload().trained == pytest.approx(per_parameter, rel=1e-3)
-    figures = {1: 120, 4 + 12 / 64: 31.4, 2 + 14 / 64: 16.6, 16 / 64: 1.9}
-    if per_parameter in figures:
-        assert 7.5 * per_parameter == pytest.approx(figures[per_parameter], abs=0.06)
+    found = at(workload(), sharding, data, "end of backward" if sharding == "zero1" else "optimizer step")
+    kept = (found.weights + found.optimizer + found.gradients) / workload().trained
+    assert kept == pytest.approx(per_parameter, rel=1e-3)
+    assert 7.5 * kept == pytest.approx(gigabytes, abs=0.06)
 
 
-def test_ddp_in_float32_weights_takes_sixteen_bytes_a_parameter_and_four_for_its_buckets(workload, cluster):
-    plain = workload()
-    alone = moments(plain, Layout("ddp", 1), cluster(1))["optimizer step"]
-    assert alone.total == 16 * plain.trained
-    two = moments(plain, Layout("ddp", 2), cluster(2))["optimizer step"]
-    assert two.total == 20 * plain.trained
-    in_bf16 = workload(weights=torch.bfloat16)
-    assert moments(in_bf16, Layout("ddp", 1), cluster(1))["optimizer step"].total == 8 * plain.trained
+def test_a_real_step_of_adamw_holds_what_is_planned(workload, at, llama):
+    model = AutoModelForCausalLM.from_config(llama.config)
+    optimizer = torch.optim.AdamW(model.parameters())
+    tokens = torch.arange(64).view(2, 32)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    tensors = [state for states in optimizer.state.values() for state in states.values() if state.dim()]
+    real = {
+        "weights": sum(weight.nbytes for weight in model.parameters()),
+        "gradients": sum(weight.grad.nbytes for weight in model.parameters()),
+        "optimizer": sum(tensor.nbytes for tensor in tensors),
+    }
+    found = at(workload(bf16=False), "ddp", 1, "optimizer step").parts
+    assert {name: found[name] for name in real} == real
 
 
-def test_an_unfused_adamw_makes_a_copy_of_a_state(workload, cluster):
-    found = moments(workload(optimizer="adamw_torch"), Layout("ddp", 1), cluster(1))["optimizer step"]
-    assert found.total == 20 * workload().trained
+def test_ddp_in_float32_weights_takes_sixteen_bytes_a_parameter_and_four_for_its_buckets(workload, at):
+    plain, in_bf16 = workload(), workload(weights=torch.bfloat16)
+    assert at(plain, "ddp", 1, "optimizer step").total == 16 * plain.trained
+    assert at(plain, "ddp", 2, "optimizer step").total == 20 * plain.trained
+    assert at(in_bf16, "ddp", 1, "optimizer step").total == 8 * plain.trained
+
+
+def test_an_unfused_adamw_makes_a_copy_of_a_state(workload, at):
+    assert at(workload(optimizer="adamw_torch"), "ddp", 1, "optimizer step").total == 20 * workload().trained
 
 
 def test_optimizers_keep_what_they_keep(workload):
-    bytes_of = {"adamw_torch_fused": 8, "sgd": 0, "lion_32bit": 4, "adafactor": 0, "paged_adamw_32bit": 8}
+    bytes_of = {"adamw_torch_fused": 8, "sgd": 0, "lion_32bit": 4, "adafactor": 0, "paged_ademamix_32bit": 12}
     for name, expected in bytes_of.items():
         assert workload(optimizer=name).optimizer_bytes(4) == expected, name
     assert workload(optimizer="adamw_8bit").optimizer_bytes(4) == pytest.approx(2, rel=0.02)
@@ -70,35 +88,36 @@ def test_double_quantisation_saves_what_its_paper_says():
     assert 8 * QUANTISED["4bit-double"] - 4 == pytest.approx(0.127, abs=1e-3)
 
 
-def test_the_base_under_an_adapter_has_neither_gradients_nor_states(workload, cluster):
+def test_the_base_under_an_adapter_has_neither_gradients_nor_states(workload, at):
     adapted = workload(adapter=LORA, weights=torch.bfloat16)
-    found = moments(adapted, Layout("ddp", 1), cluster(1))["optimizer step"]
-    trained = adapted.trained
-    assert found.weights == 2 * adapted.architecture.parameters + 4 * trained
-    assert found.gradients + found.optimizer == 12 * trained
-    quantised = workload(adapter=dataclasses.replace(LORA, in_float32=False), weights=torch.bfloat16, quantised="4bit")
-    assert quantised.frozen_bytes < 0.5 * adapted.frozen_bytes
-    plain = adapted.architecture.parameters - adapted.architecture.linear
-    assert quantised.frozen_bytes == 2 * plain + 0.5625 * adapted.architecture.linear
+    found, model = at(adapted, "ddp", 1, "optimizer step"), adapted.architecture
+    assert found.weights == 2 * model.parameters + 4 * adapted.trained
+    assert found.gradients + found.optimizer == 12 * adapted.trained
+    in_bf16 = dataclasses.replace(LORA, in_float32=False)
+    quantised = at(adapted.changed(adapter=in_bf16, quantised="4bit"), "ddp", 1, "optimizer step")
+    plain = model.parameters - model.linear
+    assert quantised.weights == 2 * plain + 0.5625 * model.linear + 2 * adapted.trained
 
 
-def test_whole_gradients_wait_for_the_last_micro_batch(workload, cluster):
+def test_deepspeed_casts_frozen_weights_and_accelerate_does_not(workload, at):
+    adapted = workload(adapter=LORA)  # float32 weights, to be trained in bf16
+    frozen = adapted.architecture.parameters
+    assert at(adapted, "zero2", 2, "optimizer step").weights == 2 * frozen + 2 * adapted.trained
+    assert at(adapted, "fsdp2", 2, "optimizer step").weights == (4 * frozen + 4 * adapted.trained) / 2
+
+
+def test_whole_gradients_wait_for_the_last_micro_batch(workload, at):
     """Under FSDP2 they are whole, unless every micro-batch is reduced."""
-    often = workload(accumulation=4)
-    one, many = (moments(each, Layout("ddp", 1), cluster(1))["loss"] for each in (workload(), often))
-    assert (one.gradients, many.gradients) == (0, 4 * workload().trained)
-    whole = moments(often, Layout("fsdp2", 8), cluster(8))["loss"]
-    shared = moments(often.changed(sync_each_batch=True), Layout("fsdp2", 8), cluster(8))["loss"]
-    assert whole.gradients == 2 * workload().trained
-    assert shared.gradients == 4 * workload().trained / 8
+    often, trained = workload(accumulation=4), workload().trained
+    assert [at(each, "ddp", 1, "loss").gradients for each in (workload(), often)] == [0, 4 * trained]
+    assert at(often, "fsdp2", 8, "loss").gradients == 2 * trained
+    assert at(often.changed(sync_each_batch=True), "fsdp2", 8, "loss").gradients == 4 * trained / 8
 
 
-def test_a_gpu_reserves_its_buckets_whole_and_a_cpu_what_it_touches(workload, cluster):
-    on_gpu = moments(workload(), Layout("zero2", 2), cluster(2))["end of backward"]
+def test_a_gpu_reserves_its_buckets_whole_and_a_cpu_what_it_touches(workload, at, cluster):
     on_cpu = dataclasses.replace(cluster(2), counts_when_touched=True)
-    on_cpu = moments(workload(), Layout("zero2", 2), on_cpu)["end of backward"]
-    assert on_gpu.gathered == 2 * 3 * BUCKET
-    assert on_cpu.gathered == 2 * 2 * workload().trained
+    assert at(workload(), "zero2", 2, "end of backward").gathered == 2 * 3 * BUCKET
+    assert at(workload(), "zero2", 2, "end of backward", on_cpu).gathered == 2 * 2 * workload().trained
 
 
 def test_a_pipeline_holds_micro_batches_in_flight_and_its_share_of_the_layers(workload, cluster):
@@ -107,38 +126,53 @@ def test_a_pipeline_holds_micro_batches_in_flight_and_its_share_of_the_layers(wo
     assert (first.layers, first.head, last.embedding) == (2, 0, 0)
     assert first.trained + last.trained == pytest.approx(plain.architecture.parameters, rel=0.01)
     layout = Layout("ddp", 1, pipeline=2)
-    held = [of_share(plain, layout, cluster(2), share)[0].activations for share in (first, last)]
+    held = [moments(plain, layout, cluster(2), share)[0].activations for share in (first, last)]
     layer = plain.activations("ddp").layer
     assert held[0] - held[1] == pytest.approx(2 * layer, rel=0.2)
 
 
-def test_four_processes_share_the_matrices(workload, cluster):
+def test_four_processes_share_the_matrices(workload):
     architecture = find_architecture("meta-llama/Llama-3.1-8B")
     whole = workload(architecture=architecture)
     share = shares(whole, Layout("ddp", 1, tensor=4))[0]
     assert share.trained == pytest.approx(architecture.parameters / 4, rel=0.01)
 
 
-def test_keys_and_values_by_hand(workload):
+def test_keys_and_values_by_hand_and_in_a_real_cache(workload, llama):
     """Llama 2 7B in bf16: two numbers for each of 32 layers, 32 heads and 128 channels, half a MiB a token."""
     rollout = Rollout(prompt=100, length=156, responses=8, together=4, epochs=1)
     found = workload(architecture=find_architecture("meta-llama/Llama-2-7b-hf"), rollout=rollout)
     assert found.cache_bytes(2) == 4 * 256 * 2**19
+    model = AutoModelForCausalLM.from_config(llama.config)
+    cache = model(input_ids=torch.zeros(4, 16, dtype=torch.long), use_cache=True).past_key_values
+    real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert workload(rollout=ROLLOUT).cache_bytes(4) == real
 
 
-def test_a_policy_has_a_reference_and_reward_models_beside_it(workload, cluster, llama):
-    roles = (Role("reference", llama, llama.parameters), Role("reward", llama, llama.parameters))
-    rollout = Rollout(prompt=8, length=8, responses=4, together=4, epochs=1)
-    policy = workload(loss="blocks", rollout=rollout, others=roles, weights=torch.bfloat16, trunks=2)
-    whole, shared = (memory(policy, Layout(sharding, 4), cluster(4)) for sharding in ("zero2", "zero3"))
-    assert whole.others == 4 * llama.parameters
-    assert shared.others == llama.parameters
-    assert set(moments(policy, Layout("ddp", 1), cluster(1))) == {
-        "loss",
-        "end of backward",
-        "optimizer step",
-        "rollout",
-    }
+def test_a_policy_has_a_reference_and_reward_models_beside_it(workload, at, llama):
+    roles = (Role("reference", llama.parameters), Role("reward", llama.parameters))
+    value = Value("separate", llama.parameters, llama.embedding)
+    policy = workload(loss="blocks", rollout=ROLLOUT, others=roles, value=value, weights=torch.bfloat16)
+    assert policy.trained == 2 * llama.parameters
+    assert at(policy, "zero2", 4, "loss").others == 4 * llama.parameters
+    assert at(policy, "zero3", 4, "loss").others == llama.parameters
+    offloaded = policy.changed(offloaded=True)
+    assert at(offloaded, "ddp", 1, "loss").others == 0
+    assert at(offloaded, "ddp", 1, "pass of another model").gathered == 2 * llama.parameters
+
+
+def test_weights_are_whole_while_ppo_samples_and_another_model_while_it_is_asked(workload, at, llama):
+    """recipes/rlhf/ppo_rollout.py gathers once for a rollout; trl.models.utils.prepare_fsdp makes one unit of a model."""
+    roles = (Role("reference", llama.parameters),)
+    value = Value("separate", llama.parameters, llama.embedding)
+    policy = workload(loss="blocks", rollout=ROLLOUT, others=roles, value=value)
+    layers = sum(weight.numel() for weight in llama.decoder.parameters())
+    root = llama.embedding + llama.head + llama.embedding  # of the policy, and what the value model has of it
+    assert at(policy, "fsdp2", 4, "sampling").gathered == 2 * (layers + root)
+    assert at(policy, "zero3", 4, "sampling").gathered == 2 * policy.trained
+    assert at(policy, "fsdp2", 4, "pass of another model").gathered == 2 * llama.parameters
+    anew = policy.changed(rollout=dataclasses.replace(ROLLOUT, gathered_once=False), value=None)
+    assert at(anew, "fsdp2", 4, "sampling").gathered == 2 * (2 * layers / llama.layers + llama.head)
 
 
 def test_offloading_leaves_the_states_to_the_host(workload, cluster):
