@@ -29,8 +29,10 @@ from recipes.planner.architecture import Adapter, Architecture, build
 TILE_TOKENS, TILE_WIDTH = 4096, 32768  # of TRL 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
 BLOCK_BYTES = 2**27  # of recipes/rlhf/head.py
 
-# transformers builds no mask for an attention that it has no mask function for: a causal kernel that needs none
-AttentionInterface.register("flash", sdpa_attention_forward)
+# transformers builds no mask for an attention that it has no mask function for. The name must not say flash, for which it
+# would look for a kernel.
+AttentionInterface.register("unmasked", sdpa_attention_forward)
+IMPLEMENTATIONS = {"flash": "unmasked"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def _run(
 ) -> tuple[int, int]:
     """Bytes alive after the forward pass of a model of so many layers, and at the peak of forward and backward pass."""
     config = architecture.shortened(layers)
-    model = build(config, "meta", dtype=numbers.weights, attn_implementation=numbers.attention).train()
+    attention = IMPLEMENTATIONS.get(numbers.attention, numbers.attention)
+    model = build(config, "meta", dtype=numbers.weights, attn_implementation=attention).train()
     trunk = model.base_model
     if adapter is not None:
         adapter.attach(model)  # in place

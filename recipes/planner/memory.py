@@ -229,7 +229,9 @@ class Process:
             return self.share.layers * self.layer_bytes + self.root_bytes
         if self.layout.sharding.startswith("zero3"):
             return self.computed * self.every  # DeepSpeed's GatheredParameters of all that is trained
-        return _reducer(self)
+        model, numbers = self.workload.architecture, self.workload.numbers(self.layout.sharding)
+        cast = numbers.width < self.computed and self.workload.adapter is None  # autocast keeps them, of what is trained
+        return _reducer(self) + (numbers.width * (model.matrices + model.head) if cast else 0.0)
 
 
 # Of each sharding: bytes of gradients, and of what is gathered or in transit, at the loss, at the end of the backward pass

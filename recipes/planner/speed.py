@@ -100,7 +100,7 @@ def _sampling(workload: Workload, layout: Layout, cluster: Cluster, rate: float)
     bandwidth = cluster.gpu.memory_gb_s * 1e9 * cluster.link_efficiency
     cache = workload.cache_bytes(numbers.width) / 2  # it is half full in the mean
     layers, head = forward_operations(workload)
-    weights = model.parameters * numbers.weights.itemsize
+    weights = model.parameters * numbers.width
     step = max((weights + cache) / bandwidth, rollout.together * (layers + head) / rate)
     passes = rollout.passes + workload.trunks - 1
     scored = passes * layers + rollout.passes * head + sum(2 * role.parameters for role in workload.others)

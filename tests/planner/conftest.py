@@ -39,7 +39,7 @@ def workload(llama):
             weights=torch.float32,
             bf16=True,
             checkpointing=False,
-            attention="sdpa",
+            attention="flash",
             optimizer="adamw_torch_fused",
         )
         return dataclasses.replace(plain, **changes)

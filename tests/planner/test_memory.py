@@ -49,7 +49,7 @@ def test_zero_keeps_what_its_paper_says(workload, at, sharding, data, per_parame
 
 
 def test_a_real_step_of_adamw_holds_what_is_planned(workload, at, llama):
-    model = AutoModelForCausalLM.from_config(llama.config)
+    model = AutoModelForCausalLM.from_config(llama.config, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters())
     tokens = torch.arange(64).view(2, 32)
     model(input_ids=tokens, labels=tokens).loss.backward()
@@ -143,7 +143,7 @@ def test_keys_and_values_by_hand_and_in_a_real_cache(workload, llama):
     rollout = Rollout(prompt=100, length=156, responses=8, together=4, epochs=1)
     found = workload(architecture=find_architecture("meta-llama/Llama-2-7b-hf"), rollout=rollout)
     assert found.cache_bytes(2) == 4 * 256 * 2**19
-    model = AutoModelForCausalLM.from_config(llama.config)
+    model = AutoModelForCausalLM.from_config(llama.config, dtype=torch.float32)
     cache = model(input_ids=torch.zeros(4, 16, dtype=torch.long), use_cache=True).past_key_values
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert workload(rollout=ROLLOUT).cache_bytes(4) == real
@@ -159,6 +159,12 @@ def test_a_policy_has_a_reference_and_reward_models_beside_it(workload, at, llam
     offloaded = policy.changed(offloaded=True)
     assert at(offloaded, "ddp", 1, "loss").others == 0
     assert at(offloaded, "ddp", 1, "pass of another model").gathered == 2 * llama.parameters
+
+
+def test_autocast_keeps_the_matrices_it_casts_while_it_samples(workload, at, llama):
+    policy = workload(rollout=ROLLOUT)
+    found = {bf16: at(policy.changed(bf16=bf16), "ddp", 1, "sampling").gathered for bf16 in (True, False)}
+    assert found == {True: 2 * (llama.matrices + llama.head), False: 0}
 
 
 def test_weights_are_whole_while_ppo_samples_and_another_model_while_it_is_asked(workload, at, llama):

@@ -106,7 +106,7 @@ def test_reward_adapters_stand_on_the_policys_base(workload_of, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "openai-community/gpt2"}')
-    rewards = ["--reward_funcs", str(folder)]
+    rewards = ["--reward_funcs", f"[{folder}]"]
     lora = [
         "--peft.method",
         "lora",
@@ -174,7 +174,7 @@ def test_the_fastest_that_fits_is_chosen(workload, cluster):
 
 def test_when_none_fits_the_changes_end_in_one_that_does(workload):
     large = workload(architecture=reading.find_architecture("meta-llama/Llama-2-7b-hf"), sequences=4, length=512)
-    small = hardware.cluster("rtx-3090-24gb", 1, overhead_gib=17, host_gib=64)
+    small = hardware.cluster("rtx-3090-24gb", 1, overhead_gib=17, host_gib=8)
     assert not plan.best(plan.plan(large, small)).fits
     found = plan.changes(large, small)
     assert found[0].words == "--activation_checkpointing true"
