@@ -230,7 +230,9 @@ class Process:
         if self.layout.sharding.startswith("zero3"):
             return self.computed * self.every  # DeepSpeed's GatheredParameters of all that is trained
         model, numbers = self.workload.architecture, self.workload.numbers(self.layout.sharding)
-        cast = numbers.width < self.computed and self.workload.adapter is None  # autocast keeps them, of what is trained
+        cast = (
+            numbers.width < self.computed and self.workload.adapter is None
+        )  # autocast keeps them, of what is trained
         return _reducer(self) + (numbers.width * (model.matrices + model.head) if cast else 0.0)
 
 

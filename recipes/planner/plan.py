@@ -138,7 +138,10 @@ def _lighter(workload: Workload) -> Iterator[tuple[str, Workload]]:
         workload = workload.changed(optimizer="adamw_8bit")
         yield "--optim adamw_8bit", workload
     if workload.adapter is None:
-        workload = workload.changed(adapter=Adapter(json.dumps(LORA)), optimizer="adamw_torch_fused")
+        others = tuple(role for role in workload.others if role.name != "reference")  # the base is one
+        based = len(others) < len(workload.others)
+        rollout = workload.rollout and replace(workload.rollout, passes=workload.rollout.passes + based)
+        workload = workload.changed(adapter=Adapter(json.dumps(LORA)), others=others, rollout=rollout)
         yield "--peft '{method: lora, r: 16, target_modules: all-linear}'", workload
     if not workload.quantised:
         adapter = replace(workload.adapter, in_float32=False)

@@ -1,14 +1,13 @@
 """From a config to a workload: which model it names, how long its sequences are, what its method keeps beside the model."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from recipes.core import DataConfig, ModelConfig
+from recipes.core import ModelConfig
 from recipes.core.catalog import CONFIGS
 from recipes.core.config import Resolved, nest, read_yaml
 from recipes.core.errors import UserError, did_you_mean
@@ -17,6 +16,17 @@ from recipes.planner.architecture import Adapter, Architecture
 from recipes.planner.workload import STATES, Role, Rollout, Value, Workload, optimizer_kind
 
 ARCHITECTURES = CONFIGS / "plan" / "architectures.yaml"
+# The recipes that train a causal language model, and that this module knows to read.
+RECIPES = (
+    "pretraining/causal",
+    "finetuning/sft",
+    "rlhf/reward",
+    "rlhf/dpo",
+    "rlhf/kto",
+    "rlhf/rloo",
+    "rlhf/grpo",
+    "rlhf/ppo",
+)
 PROMPT_TOKENS = 256  # of a prompt, where neither the config nor --prompt_tokens says
 
 
@@ -88,14 +98,16 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         tokens: of the whole training; by default what the config's steps or episodes come to.
 
     Raises:
-        UserError: the recipe trains no language model, or with an optimizer whose states the planner does not know.
+        UserError: the recipe is none of `RECIPES`, or its optimizer's states are not known.
     """
     recipe = resolved.name.rpartition("/")[0]
+    if recipe not in RECIPES:
+        raise UserError(
+            f"{resolved.name}: there is nothing to plan in {recipe}; the planner knows {', '.join(RECIPES)}"
+        )
     groups = list(resolved.groups.values())
-    model = next((group for group in groups if isinstance(group, ModelConfig)), None)
-    args = next((group for group in groups if hasattr(group, "per_device_train_batch_size")), None)
-    if model is None or args is None:
-        raise UserError(f"{resolved.name}: {recipe} trains no language model, so there is nothing to plan")
+    model = next(group for group in groups if isinstance(group, ModelConfig))
+    args = next(group for group in groups if hasattr(group, "per_device_train_batch_size"))
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer_kind(optimizer) not in STATES or "4bit" in optimizer:
         raise UserError(f"optim: the planner has no figures for {optimizer}; it knows {', '.join(STATES)}")
@@ -139,8 +151,8 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
     if length is None and workload.rollout is None:
         notes.append(f"max_length is not set: sequences of {workload.length} tokens are assumed")
     steps = args.max_steps if args.max_steps and args.max_steps > 0 else None
-    if tokens is None and steps is None:
-        tokens = _tokens(workload, args, resolved, notes)
+    if tokens is None and getattr(args, "total_episodes", None):
+        tokens = args.total_episodes * workload.rollout.epochs * workload.length
     return workload.changed(tokens=tokens, steps=None if tokens else steps, notes=tuple(notes))
 
 
@@ -255,26 +267,3 @@ def _rewards(resolved: Resolved, adapters: bool = True) -> list[Architecture]:
             continue
         found.append(find_architecture(name))
     return found
-
-
-def _tokens(workload: Workload, args: Any, resolved: Resolved, notes: list[str]) -> int | None:
-    """Tokens of the whole training by the config's episodes, or its epochs over data that are here; else None."""
-    episodes = getattr(args, "total_episodes", None)
-    if episodes:
-        return episodes * workload.rollout.epochs * workload.length
-    rows = _rows(resolved)
-    if rows is None or resolved.name.startswith("pretraining") or getattr(args, "packing", False):
-        return None
-    notes.append(f"{rows:,} training rows, each taken at its longest")
-    samples = workload.sequences / args.per_device_train_batch_size
-    if workload.rollout is not None:  # several answers to a prompt, each learned from several times
-        samples *= args.num_generations * workload.rollout.epochs
-    return round(rows * args.num_train_epochs * samples * workload.length)
-
-
-def _rows(resolved: Resolved) -> int | None:
-    """Training rows of data that are on this machine; None for a dataset of the Hub."""
-    data = next((group for group in resolved.groups.values() if isinstance(group, DataConfig)), None)
-    if data is None or not all(name.startswith("embedded/") or os.path.exists(name) for name in data.names):
-        return None
-    return len(data.load(())["train"])

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from recipes.core.catalog import CONFIGS
 from recipes.planner.architecture import Adapter
-from recipes.planner.reading import ARCHITECTURES, find_architecture
+from recipes.planner.reading import ARCHITECTURES, RECIPES, find_architecture
 
 KNOWN = yaml.safe_load(ARCHITECTURES.read_text(encoding="utf-8"))
 # What the checkpoints on the Hub hold; 405B by the safetensors index of its repository.
@@ -38,7 +38,7 @@ def test_parameters_are_those_of_the_published_checkpoint(name):
 
 def test_every_model_of_the_hub_that_a_config_names_is_known_without_network():
     named = set()
-    for path in CONFIGS.glob("*/*/*.yaml"):
+    for path in (path for recipe in RECIPES for path in (CONFIGS / recipe).glob("*.yaml")):
         for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             texts = value if isinstance(value, list) else [value]
             if key in ("model_name_or_path", "reward_funcs"):
