@@ -62,15 +62,17 @@ class Activations:
     passing: int
     entering: int
 
-    def peak(self, layers: int, checkpointing: bool, loss: int) -> int:
-        """Bytes at the highest point: all layers' share plus the larger of the loss and one layer's backward pass.
+    def kept(self, layers: int, checkpointing: bool) -> int:
+        """Bytes of all layers between the forward and the backward pass.
 
-        With checkpointing each layer's input is kept and one layer at a time is run again (Chen et al. 2016, Training
-        Deep Nets with Sublinear Memory Cost, arXiv 1604.06174).
+        With checkpointing only each layer's input is kept (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost,
+        arXiv 1604.06174).
         """
-        if checkpointing:
-            return self.rest + layers * self.entering + max(loss, self.layer + self.passing)
-        return self.rest + layers * self.layer + max(loss, self.passing)
+        return self.rest + layers * (self.entering if checkpointing else self.layer)
+
+    def working(self, checkpointing: bool) -> int:
+        """Bytes of one layer's backward pass on top, before which checkpointing runs the layer again."""
+        return self.passing + (self.layer if checkpointing else 0)
 
 
 class LiveBytes(TorchDispatchMode):

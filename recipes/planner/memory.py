@@ -5,9 +5,9 @@ What is trained takes, in the letters of ZeRO (Rajbhandari et al. 2020, arXiv 19
 moments. The shardings divide the last, the last two, or all three by the number of processes (section 5). To that come
 the buffers of the libraries that do it, which are read from their source: DeepSpeed 0.19, accelerate 1.15, torch 2.13.
 
-The moments: the loss, when all activations are alive and few gradients; the end of the backward pass, the other way round;
-the optimizer's step; the pass of a model that is only read; and where a policy learns from its own responses, their
-sampling. A process needs the most of them.
+The moments: the loss, and the backward pass of the last layer after it, when all activations are alive and few gradients;
+the end of the backward pass, the other way round; the optimizer's step; the pass of a model that is only read; and where a
+policy learns from its own responses, their sampling. A process needs the most of them.
 """
 
 from dataclasses import dataclass, fields
@@ -90,16 +90,17 @@ def moments(workload: Workload, layout: Layout, cluster: Cluster, share: Share) 
     """What a process with this share of the model needs at each moment."""
     one = Process(workload, layout, share, cluster.counts_when_touched)
     always = one.states() | {"overhead": cluster.overhead_gib * GIB}
-    loss, end, step = BUFFERS[layout.sharding](one)
-    activations, logits = _activations(workload, layout, share)
-    passing = workload.activations(layout.sharding, layout.tensor).passing
+    at = BUFFERS[layout.sharding](one)
+    kept, working = _activations(workload, layout, share)
+    logits = workload.logits(layout.sharding) if share.head else 0
     found = [
-        Memory("loss", **always, gradients=loss[0], gathered=loss[1], activations=activations, logits=logits),
-        Memory("end of backward", **always, gradients=end[0], gathered=end[1], activations=passing),
-        Memory("optimizer step", **always, gradients=step[0], gathered=step[1]),
+        Memory("loss", **always, **at.loss, activations=kept, logits=logits),
+        Memory("start of backward", **always, **at.start, activations=kept + working),
+        Memory("end of backward", **always, **at.end, activations=working),
+        Memory("optimizer step", **always, **at.step),
     ]
     if workload.others:
-        alive = activations if workload.rollout is None else 0  # the policy's, when the reference is asked after it
+        alive = kept if workload.rollout is None else 0  # the policy's, when the reference is asked after it
         found.append(Memory("pass of another model", **always, gathered=one.read(), activations=alive))
     if workload.rollout is not None:
         sampling = {"gathered": one.sampled(), "cache": workload.cache_bytes(workload.numbers(layout.sharding).width)}
@@ -108,21 +109,18 @@ def moments(workload: Workload, layout: Layout, cluster: Cluster, share: Share) 
     return found
 
 
-def _activations(workload: Workload, layout: Layout, share: Share) -> tuple[float, float]:
-    """Bytes of activations and of logits when the loss is made, or when they are highest.
+def _activations(workload: Workload, layout: Layout, share: Share) -> tuple[int, int]:
+    """Bytes of activations between the passes, and of a layer's backward pass on top.
 
     The first stage of a pipeline of p holds the activations of up to p micro-batches (1F1B: Narayanan et al. 2021, arXiv
-    2104.04473, section 2.2), the last one those of one; there is a loss on the last stage only.
+    2104.04473, section 2.2), the last one those of one.
     """
     one = workload.activations(layout.sharding, layout.tensor)
     in_flight = 1
     if layout.pipeline > 1 and not share.head:
-        in_flight = min(layout.pipeline, workload.accumulation * layout.model)
-    logits = workload.logits(layout.sharding) if share.head else 0
-    kept = one.entering if workload.checkpointing else one.layer
-    waiting = (in_flight * workload.trunks - 1) * share.layers * kept
-    peak = one.peak(share.layers, workload.checkpointing, logits)
-    return peak + waiting - logits, logits
+        in_flight = min(layout.pipeline, round(workload.accumulation * layout.model))
+    kept = one.kept(share.layers * in_flight * workload.trunks, workload.checkpointing)
+    return kept, one.working(workload.checkpointing)
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,16 @@ class Process:
 
     # ------------------------------------------------------------------------------------------ what is whole for a while
     @property
+    def bucket(self) -> int:
+        """Parameters in a bucket of DeepSpeed's."""
+        return min(BUCKET, self.share.trained) if self.touched else BUCKET
+
+    @property
+    def first_bucket(self) -> float:
+        """Bytes of a bucket with its first gradient, the head's: reserved whole, or as far as it is written to."""
+        return self.computed * (min(self.bucket, self.share.head) if self.touched else BUCKET)
+
+    @property
     def layer_bytes(self) -> float:
         """Of a layer's weights that FSDP2 puts together, which bitsandbytes' are not."""
         return 0.0 if self.workload.quantised else self.computed * self.share.layer
@@ -236,83 +244,94 @@ class Process:
         return _reducer(self) + (numbers.width * (model.matrices + model.head) if cast else 0.0)
 
 
-# Of each sharding: bytes of gradients, and of what is gathered or in transit, at the loss, at the end of the backward pass
-# and in the optimizer's step.
-Moments = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
-
-
 def _reducer(one: Process) -> float:
     """DDP's reducer holds the gradients once more, in its buckets."""
     return one.stored * one.share.trained if one.layout.sharding == "ddp" and one.layout.data > 1 else 0.0
 
 
-def _ddp(one: Process) -> Moments:
+Held = dict[str, float]
+
+
+def held(gradients: float, gathered: float = 0.0) -> Held:
+    """Bytes of gradients, and of what is gathered or in transit."""
+    return {"gradients": gradients, "gathered": gathered}
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What is held at the moments of a step."""
+
+    loss: Held
+    start: Held
+    end: Held
+    step: Held
+
+
+def _ddp(one: Process) -> Buffers:
     """Gradients as wide as the weights."""
     gradients, buckets = one.stored * one.share.trained, _reducer(one)
+    earlier = held(gradients if one.accumulates else 0.0, buckets)
     temporary = gradients if one.workload.optimizer_temporary and not one.touched else 0.0
-    return (
-        (gradients if one.accumulates else 0.0, buckets),
-        (gradients, buckets),
-        (gradients, buckets + temporary),
-    )
+    return Buffers(earlier, earlier, held(gradients, buckets), held(gradients, buckets + temporary))
 
 
-def _zero1(one: Process) -> Moments:
-    """All gradients; then a bucket of them copied together, and a copy of it that is reduced."""
-    gradients = one.computed * one.share.trained
-    return (gradients if one.accumulates else 0.0, 0.0), (gradients, one.computed * _bucket(one)), _zero_step(one)
+def _zero1(one: Process) -> Buffers:
+    """All gradients, and a bucket in which they are reduced."""
+    gradients, bucket = one.computed * one.share.trained, one.computed * one.bucket
+    earlier = gradients if one.accumulates else 0.0
+    start = held(earlier, one.first_bucket)
+    return Buffers(held(earlier), start, held(gradients, bucket), _zero_step(one))
 
 
-def _zero2(one: Process) -> Moments:
+def _zero2(one: Process) -> Buffers:
     """A process's share of the gradients; the others go through two buckets, and a copy of one is reduced."""
-    trained, bucket = one.share.trained, _bucket(one)
+    trained, bucket = one.share.trained, one.bucket
     filled = min(2 * bucket, trained) if one.touched else 2 * bucket
     own = one.computed * one.own
+    earlier = own if one.accumulates else 0.0
     kept = own if trained > bucket else 0.0  # with one bucket, it is cut out of it later
-    return (own if one.accumulates else 0.0, 0.0), (kept, one.computed * (filled + bucket)), _zero_step(one)
+    start = held(earlier, 2 * one.first_bucket)
+    return Buffers(held(earlier), start, held(kept, one.computed * (filled + bucket)), _zero_step(one))
 
 
-def _bucket(one: Process) -> int:
-    return min(BUCKET, one.share.trained) if one.touched else BUCKET
-
-
-def _zero_step(one: Process, most: float = float("inf")) -> tuple[float, float]:
+def _zero_step(one: Process, most: float = float("inf")) -> Held:
     """A process's gradients in one piece, and of so many at a time in float32."""
-    return one.computed * one.own, (one.computed + (4 if one.computed < 4 else 0)) * min(one.own, most)
+    return held(one.computed * one.own, (one.computed + (4 if one.computed < 4 else 0)) * min(one.own, most))
 
 
-def _zero3(one: Process) -> Moments:
+def _zero3(one: Process) -> Buffers:
     """A share of the gradients, kept from step to step; weights that are needed again soon stay gathered."""
-    gradients, in_step = _zero_step(one, GROUP)
+    step, kept = _zero_step(one, GROUP), one.kept(one.every)
     # the embedding, its gradient, and that once more in the buffer it is reduced in
     largest = 3 * one.computed * max(one.share.embedding, one.share.head) if one.workload.adapter is None else 0.0
-    return (gradients, one.kept(one.every)), (gradients, largest), (gradients, in_step)
+    whole = held(step["gradients"], kept)
+    return Buffers(whole, whole, held(step["gradients"], largest), step)
 
 
-def _offload(one: Process) -> Moments:
+def _offload(one: Process) -> Buffers:
     """As ZeRO-3; gradients, states and the step are the host's."""
-    (_, at_loss), (_, at_end), _ = _zero3(one)
-    return (0.0, at_loss), (0.0, at_end), (0.0, 0.0)
+    as_zero3 = _zero3(one)
+    moments = (as_zero3.loss, as_zero3.start, as_zero3.end)
+    return Buffers(*(held(0.0, moment["gathered"]) for moment in moments), held(0.0))
 
 
-def _fsdp2(one: Process) -> Moments:
-    """A share of the gradients; whole are the layer at work, the next one, the root, and what becomes their gradients.
-
-    A gradient is there twice, as the backward pass leaves it and in the buffer it is reduced in.
-    """
-    workload, own = one.workload, one.stored * one.own
-    trained = 1 if workload.adapter is None else 0
-    embedding = one.computed * one.share.embedding
-    two = 2 * one.layer_bytes
-    if one.share.tied or workload.value is not None:
-        at_end = two + (1 + 2 * trained) * one.root_bytes
-    else:
-        at_end = max(two * (1 + trained), (1 + 2 * trained) * embedding)
-    at_loss = own if one.accumulates else 0.0
+def _fsdp2(one: Process) -> Buffers:
+    """A share of the gradients; whole are the root, in the backward pass the layer at work and the next one, and what
+    becomes their gradients, once as the pass leaves it and once in the buffer it is reduced in."""
+    workload, share, own = one.workload, one.share, one.stored * one.own
+    twice = 2 if workload.adapter is None else 0
+    layer, root, embedding = one.layer_bytes, one.root_bytes, one.computed * share.embedding
+    earlier = own if one.accumulates else 0.0
     if one.accumulates and not workload.sync_each_batch:
-        at_loss = one.computed * one.share.trained  # accelerate's `no_sync`: whole ones until the last micro-batch
+        earlier = one.computed * share.trained  # accelerate's `no_sync`: whole ones until the last micro-batch
+    start = held(earlier, (2 + twice) * layer + root)
+    # at the first layer, after which only the embedding's gradient is missing; it stands in the root or is gathered next
+    stays = share.tied or workload.value is not None
+    around = (1 + twice) * root if stays else embedding
+    missing = (share.layer + (share.around if stays else share.embedding)) if twice else 0
+    end = held(own - one.stored * missing / one.layout.data, (1 + twice) * layer + around)
     temporary = own if workload.optimizer_temporary and not one.touched else 0.0
-    return (at_loss, two + one.root_bytes), (own, at_end), (own, temporary)
+    return Buffers(held(earlier, root), start, end, held(own, temporary))
 
 
 BUFFERS = {

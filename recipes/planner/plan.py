@@ -129,10 +129,10 @@ def _lighter(workload: Workload) -> Iterator[tuple[str, Workload]]:
     if workload.accumulation > 1 and not workload.sync_each_batch:
         workload = workload.changed(sync_each_batch=True)
         yield SYNC_EACH_BATCH, workload
-    samples = workload.sequences if workload.loss != "score" else workload.sequences // 2
+    samples = workload.sequences // workload.pair
     if samples > 1:
         accumulation = workload.accumulation * samples
-        workload = workload.changed(sequences=workload.sequences // samples, accumulation=accumulation)
+        workload = workload.changed(sequences=workload.pair, accumulation=accumulation)
         yield f"--per_device_train_batch_size 1 --gradient_accumulation_steps {accumulation}", workload
     if workload.adapter is None and "8bit" not in workload.optimizer and workload.optimizer.startswith("adamw"):
         workload = workload.changed(optimizer="adamw_8bit")

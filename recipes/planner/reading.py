@@ -131,7 +131,7 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         weights=weights,
         bf16=_bf16(resolved, args),
         checkpointing=bool(args.activation_checkpointing),
-        attention=_attention(model, recipe, batch),
+        attention=_attention(model, recipe),
         optimizer=optimizer,
         quantised=quantised,
         adapter=Adapter(json.dumps(model.peft), in_float32=quantised is None) if model.peft else None,
@@ -143,11 +143,11 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
     elif hasattr(args, "max_completion_length"):
         workload = _with_groups(workload, args, resolved, prompt_tokens, notes)
     elif recipe == "rlhf/reward":
-        workload = workload.changed(sequences=2 * batch, loss="score")
+        workload = workload.changed(sequences=2 * batch, pair=2, loss="score")
     elif recipe in ("rlhf/dpo", "rlhf/kto"):
         reference = [] if workload.adapter or args.precompute_ref_log_probs else [_reference(architecture)]
-        sequences = 2 * batch if recipe == "rlhf/dpo" else batch
-        workload = workload.changed(sequences=sequences, others=tuple(reference))
+        pair = 2 if recipe == "rlhf/dpo" else 1
+        workload = workload.changed(sequences=pair * batch, pair=pair, others=tuple(reference))
     if length is None and workload.rollout is None:
         notes.append(f"max_length is not set: sequences of {workload.length} tokens are assumed")
     steps = args.max_steps if args.max_steps and args.max_steps > 0 else None
@@ -156,13 +156,13 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
     return workload.changed(tokens=tokens, steps=None if tokens else steps, notes=tuple(notes))
 
 
-def _attention(model: ModelConfig, recipe: str, batch: int) -> str:
-    """Packed and padded rows come with a mask; PPO lays its rows out so that they need none (recipes/rlhf/packing.py)."""
-    given = model.attn_implementation or "sdpa"
-    if given != "sdpa":
-        return "eager" if given == "eager" else "flash"
-    alone = batch == 1 and not recipe.startswith("pretraining") and recipe not in ("rlhf/dpo", "rlhf/reward")
-    return "flash" if recipe == "rlhf/ppo" or alone else "sdpa"
+def _attention(model: ModelConfig, recipe: str) -> str:
+    """In the words of `Workload`; PPO lays its rows out so that they need no mask (recipes/rlhf/packing.py)."""
+    if model.attn_implementation == "eager":
+        return "eager"
+    if recipe == "rlhf/ppo" or model.attn_implementation not in (None, "sdpa"):
+        return "flash"
+    return "packed" if recipe.startswith("pretraining") else "padded"
 
 
 def _bf16(resolved: Resolved, args: Any) -> bool:

@@ -42,7 +42,7 @@ def _head(workload: Workload, cluster: Cluster) -> str:
     lines = [
         f"{workload.name}: {model.name}, {model.parameters / 1e9:.3f} B parameters, {workload.trained / 1e9:.3f} B trained",
         f"a micro-batch of {workload.sequences} × {workload.length:,} tokens, {workload.accumulation} to a step, {numbers}, "
-        f"checkpointing {'on' if workload.checkpointing else 'off'}, {workload.optimizer}, {workload.attention} attention",
+        f"checkpointing {'on' if workload.checkpointing else 'off'}, {workload.optimizer}, {workload.kernel} attention",
         f"{cluster.gpus} × {gpu.name} ({gpu.memory_gib:g} GiB) in {cluster.nodes} "
         f"{'node' if cluster.nodes == 1 else 'nodes'}; {gpu.link} {gpu.link_gb_s:g} GB/s"
         + (f", {cluster.network.name} {cluster.network.gpu_gb_s:g} GB/s a GPU" if cluster.nodes > 1 else ""),
@@ -141,12 +141,10 @@ def _conclusion(workload: Workload, cluster: Cluster, plans: list[Plan]) -> str:
 
 def checkpointing_line(workload: Workload, plan: Plan) -> str:
     """What checkpointing does to the activations of a layout without a pipeline."""
-    layers = -(-workload.architecture.layers // plan.layout.pipeline)
+    layers = -(-workload.architecture.layers // plan.layout.pipeline) * workload.trunks
     one = workload.activations(plan.layout.sharding, plan.layout.tensor)
-    sizes = [
-        _gib(one.peak(layers, on, 0) + (workload.trunks - 1) * layers * one.layer * (not on)) for on in (True, False)
-    ]
-    return f"activations of a micro-batch: {sizes[0]} GiB with checkpointing, {sizes[1]} GiB without"
+    on, off = (_gib(one.kept(layers, choice) + one.working(choice)) for choice in (True, False))
+    return f"activations of a micro-batch: {on} GiB with checkpointing, {off} GiB without"
 
 
 def _fits(plan: Plan) -> str:

@@ -38,7 +38,7 @@ class Speed:
 def forward_operations(workload: Workload) -> tuple[float, float]:
     """Of one token through the layers of one trunk, and through the head."""
     model = workload.architecture
-    looked_at = workload.length / (1 if workload.attention == "eager" else 2)
+    looked_at = workload.length / (2 if workload.kernel == "flash" else 1)
     attention = 4 * looked_at * model.heads * model.head_size * model.layers
     head = 0 if workload.loss == "score" else 2 * model.head
     return 2 * model.active + attention, head

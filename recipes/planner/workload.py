@@ -67,9 +67,9 @@ class Workload:
     """One training config.
 
     Attributes:
-        sequences: sequences in a micro-batch as the model sees them, so two for a pair.
+        sequences: sequences in a micro-batch as the model sees them, so two for a pair; `pair` is 2 for such data.
         length: tokens in each, at most.
-        attention: see `activations.Numbers`.
+        attention: "eager"; "flash", which needs no mask; or sdpa for rows that are "packed" or "padded", which has one.
         loss: how the loss is made from hidden states; see `activations.of_logits`.
         others, offloaded: models that are only read, and whether the host keeps the one that is not at work.
         sync_each_batch: whether gradients are reduced after every micro-batch (`accelerator_config`).
@@ -87,6 +87,7 @@ class Workload:
     checkpointing: bool
     attention: str
     optimizer: str
+    pair: int = 1
     quantised: str | None = None
     adapter: Adapter | None = None
     loss: str = "full"
@@ -156,7 +157,14 @@ class Workload:
         """In what numbers a process computes: DeepSpeed and FSDP2 cast the weights, the others leave them to autocast."""
         casts = sharding.startswith("zero") or sharding == "fsdp2"
         weights = torch.bfloat16 if casts and self.bf16 else self.weights
-        return Numbers(weights, self.bf16 and not sharding.startswith("zero"), self.attention)
+        return Numbers(weights, self.bf16 and not sharding.startswith("zero"), self.kernel)
+
+    @property
+    def kernel(self) -> str:
+        """The attention in the words of `Numbers`: a row that is alone in its batch has no padding to mask."""
+        if self.attention == "padded" and self.sequences == 1:
+            return "flash"
+        return self.attention if self.attention in ("eager", "flash") else "sdpa"
 
     def activations(self, sharding: str, tensor: int = 1) -> Activations:
         """Of one micro-batch in one trunk, with the layers' matrices split over `tensor` processes."""

@@ -78,9 +78,9 @@ def test_autocast_keeps_a_cast_copy_of_every_matrix(llama):
 def test_checkpointing_keeps_the_inputs_and_runs_one_layer_again(llama):
     found = of_layers(llama, Numbers(torch.bfloat16), 4, 256)
     assert found.entering == 4 * 256 * llama.hidden * 2
-    assert found.peak(10, False, 0) == found.rest + 10 * found.layer + found.passing
-    assert found.peak(10, True, 0) == found.rest + 10 * found.entering + found.layer + found.passing
-    assert found.peak(10, True, 10**12) == found.rest + 10 * found.entering + 10**12
+    assert found.kept(10, False) == found.rest + 10 * found.layer
+    assert found.kept(10, True) == found.rest + 10 * found.entering
+    assert found.working(True) - found.working(False) == found.layer
 
 
 def test_logits_by_hand():

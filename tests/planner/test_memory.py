@@ -114,6 +114,20 @@ def test_whole_gradients_wait_for_the_last_micro_batch(workload, at):
     assert at(often.changed(sync_each_batch=True), "fsdp2", 8, "loss").gradients == 4 * trained / 8
 
 
+def test_fsdp2_puts_together_two_layers_and_what_is_around_them(workload, at, llama):
+    """In bf16: at the loss the head; then two layers and their gradients, once more in the buffer that is reduced; at the
+    end the first layer so, and the embedding, of both of which no share of the gradient is there yet."""
+    layer, plain = llama.layer, workload()
+    assert at(plain, "fsdp2", 8, "loss").gathered == 2 * llama.head
+    assert at(plain, "fsdp2", 8, "start of backward").gathered == 2 * (4 * layer + llama.head)
+    end = at(plain, "fsdp2", 8, "end of backward")
+    assert end.gathered == 2 * (3 * layer + llama.embedding)
+    assert end.gradients == 4 * (plain.trained - layer - llama.embedding) / 8
+    assert at(plain, "fsdp2", 8, "optimizer step").gradients == 4 * plain.trained / 8
+    frozen = at(workload(adapter=LORA), "fsdp2", 8, "start of backward")
+    assert frozen.gathered == 2 * (2 * layer + llama.head)
+
+
 def test_a_gpu_reserves_its_buckets_whole_and_a_cpu_what_it_touches(workload, at, cluster):
     on_cpu = dataclasses.replace(cluster(2), counts_when_touched=True)
     assert at(workload(), "zero2", 2, "end of backward").gathered == 2 * 3 * BUCKET

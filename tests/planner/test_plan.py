@@ -49,7 +49,7 @@ def test_a_model_from_scratch_has_its_tokenizers_vocabulary_before_either_is_mad
     assert found.architecture.vocabulary == 1024
     assert found.architecture.parameters == pytest.approx(1.0e6, rel=0.1)
     assert (found.sequences, found.length, found.steps) == (16, 128, 300)
-    assert (found.loss, found.attention, found.weights) == ("full", "eager", torch.float32)
+    assert (found.loss, found.kernel, found.weights) == ("full", "eager", torch.float32)
 
 
 def test_a_run_that_is_not_made_is_followed_to_the_model_it_starts_from(workload_of):
@@ -126,10 +126,10 @@ def test_reward_adapters_stand_on_the_policys_base(workload_of, tmp_path):
 def test_the_mask_is_the_datas(workload_of):
     """A row alone in its batch needs none; packed and padded rows do; PPO's layout does not."""
     sft = ["finetuning/sft/qwen2.5-0.5b", "--attn_implementation", "sdpa"]
-    one, two = (workload_of(*sft, "--per_device_train_batch_size", size).attention for size in ("1", "2"))
+    one, two = (workload_of(*sft, "--per_device_train_batch_size", size).kernel for size in ("1", "2"))
     assert (one, two) == ("flash", "sdpa")
-    assert workload_of("rlhf/ppo/llama3.1-8b-lora").attention == "flash"
-    assert workload_of("pretraining/causal/llama-7b").attention == "sdpa"
+    assert workload_of("rlhf/ppo/llama3.1-8b-lora").kernel == "flash"
+    assert workload_of("pretraining/causal/llama-7b", "--per_device_train_batch_size", "1").kernel == "sdpa"
 
 
 def test_prompts_and_tokens_are_as_long_as_one_says(workload_of):
