@@ -71,10 +71,10 @@ def shares(workload: Workload, layout: Layout) -> list[Share]:
     around = model.parameters - sum(weight.numel() for weight in model.decoder.parameters())  # embedding, head, norm
     in_layers = (model.matrices / tensor + model.parameters - around - model.matrices) / model.layers
     layers = -(-model.layers // layout.pipeline)
-    embedding, head, layer = model.embedding // tensor, model.head // tensor, round(in_layers)
+    embedding, head, layer = model.embedding // tensor, workload.head // tensor, round(in_layers)
     if layout.pipeline == 1:
         trained = workload.trained if tensor == 1 else round(in_layers * model.layers + around / tensor)
-        return [Share(trained, layers, layer, embedding, head, model.tied)]
+        return [Share(trained, layers, layer, embedding, head, model.tied and workload.loss != "score")]
     first = Share(layers * layer + embedding, layers, layer, embedding, 0, False)
     last = Share(layers * layer + head, layers, layer, 0, head, False)
     return [first, last]

@@ -13,7 +13,7 @@ from recipes.core.config import Resolved, nest, read_yaml
 from recipes.core.errors import UserError, did_you_mean
 from recipes.core.models import parent_config
 from recipes.planner.architecture import Adapter, Architecture
-from recipes.planner.workload import STATES, Role, Rollout, Value, Workload, optimizer_kind
+from recipes.planner.workload import STATES, Role, Rollout, Value, Workload, optimizer_kind, scorer
 
 ARCHITECTURES = CONFIGS / "plan" / "architectures.yaml"
 # The recipes that train a causal language model, and that this module knows to read.
@@ -191,12 +191,6 @@ def _reference(architecture: Architecture) -> Role:
     return Role("reference", architecture.parameters)
 
 
-def _scorer(architecture: Architecture) -> int:
-    """Parameters of a model of this architecture with one score in place of an output head."""
-    head = 0 if architecture.tied else architecture.head
-    return architecture.parameters - head + architecture.hidden
-
-
 def _with_ppo(
     workload: Workload, args: Any, resolved: Resolved, prompt_tokens: int | None, notes: list[str]
 ) -> Workload:
@@ -209,7 +203,7 @@ def _with_ppo(
     else:  # a copy of the first reward model that reads the policy's tokens, else of the policy; or a model by name
         reads = [reward for reward in rewards if reward.vocabulary == policy.vocabulary]
         source = find_architecture(form) if form != "separate" else next(iter(reads), policy)
-        value = Value("separate", _scorer(source), source.embedding)
+        value = Value("separate", scorer(source), source.embedding)
     based = args.kl_coef > 0 and adapted  # the reference is the policy without its adapter
     reference = [_reference(policy)] if args.kl_coef > 0 and not adapted else []
     count = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.num_mini_batches
@@ -250,7 +244,7 @@ def _prompt(args: Any, given: int | None, notes: list[str]) -> int:
 
 
 def _roles(rewards: list[Architecture]) -> list[Role]:
-    return [Role(f"reward model {reward.name}", _scorer(reward)) for reward in rewards]
+    return [Role(f"reward model {reward.name}", scorer(reward)) for reward in rewards]
 
 
 def _rewards(resolved: Resolved, adapters: bool = True) -> list[Architecture]:

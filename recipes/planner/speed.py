@@ -40,8 +40,7 @@ def forward_operations(workload: Workload) -> tuple[float, float]:
     model = workload.architecture
     looked_at = workload.length / (2 if workload.kernel == "flash" else 1)
     attention = 4 * looked_at * model.heads * model.head_size * model.layers
-    head = 0 if workload.loss == "score" else 2 * model.head
-    return 2 * model.active + attention, head
+    return 2 * model.active + attention, 2 * workload.head
 
 
 def training_operations(workload: Workload) -> float:

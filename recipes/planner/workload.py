@@ -16,6 +16,12 @@ QUANTISED = {"4bit": 0.5 + 4 / 64, "4bit-double": 0.5 + 1 / 64 + 4 / (64 * 256),
 STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "adafactor": 0}
 
 
+def scorer(architecture: Architecture) -> int:
+    """Parameters of a model of this architecture with one score in place of an output head."""
+    head = 0 if architecture.tied else architecture.head
+    return architecture.parameters - head + architecture.hidden
+
+
 def optimizer_kind(name: str) -> str:
     """The key in `STATES` of a name of transformers' `optim`, or what would be one."""
     return name.removeprefix("paged_").partition("_")[0]
@@ -102,11 +108,21 @@ class Workload:
 
     # ------------------------------------------------------------------------------------------------ what is trained
     @property
+    def head(self) -> int:
+        """Parameters of the output head, which a reward model has a single row of."""
+        return self.architecture.hidden if self.loss == "score" else self.architecture.head
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return scorer(self.architecture) if self.loss == "score" else self.architecture.parameters
+
+    @property
     def trained(self) -> int:
         """Parameters that are trained."""
         value = self.value.parameters if self.value else 0
         if self.adapter is None:
-            return self.architecture.parameters + value
+            return self.parameters + value
         adapters = 2 if self.value and self.value.form == "adapter" else 1
         return self.adapter.parameters(self.architecture) * adapters + value
 
@@ -120,7 +136,7 @@ class Workload:
         """Parameters under an adapter, without those that bitsandbytes has quantised."""
         if self.adapter is None:
             return 0
-        return self.architecture.parameters - (self.architecture.linear if self.quantised else 0)
+        return self.parameters - (self.architecture.linear if self.quantised else 0)
 
     @property
     def quantised_bytes(self) -> float:

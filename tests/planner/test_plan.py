@@ -75,7 +75,8 @@ def test_pairs_count_twice_and_dpo_has_a_reference(workload_of):
     assert found.sequences == 8
     assert [role.name for role in found.others] == ["reference"]
     score = workload_of("rlhf/reward/qwen2.5-0.5b-ultrafeedback")
-    assert (score.sequences, score.loss, score.others) == (16, "score", ())
+    assert (score.sequences, score.pair, score.loss, score.others) == (16, 2, "score", ())
+    assert score.trained == 494_032_768 + 896  # the head is the embedding, and one row scores
 
 
 @pytest.mark.parametrize(
