@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from recipes.planner.hardware import Cluster
 from recipes.planner.layouts import Layout
-from recipes.planner.memory import KEPT, Process, shares
+from recipes.planner.memory import Process, shares
 from recipes.planner.workload import Workload
 
 RING = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}
@@ -89,7 +89,7 @@ def _of_data(workload: Workload, layout: Layout, cluster: Cluster) -> list[Traff
     if layout.sharding == "fsdp2":
         often, again = count if workload.sync_each_batch else 1, every - one.root_bytes / width
     else:
-        often, again = count, max(0, every - KEPT)
+        often, again = count, max(0, every - one.reused)
     messages = [
         message("weights, forward", "all-gather", every, count),
         message("weights, backward", "all-gather", again, count),

@@ -101,11 +101,13 @@ def moments(workload: Workload, layout: Layout, cluster: Cluster, share: Share) 
     ]
     if workload.others:
         alive = kept if workload.rollout is None else 0  # the policy's, when the reference is asked after it
-        found.append(Memory("pass of another model", **always, gathered=one.read(), activations=alive))
+        gathered = {"gradients": one.lasting, "gathered": one.read()}
+        found.append(Memory("pass of another model", **always, **gathered, activations=alive))
     if workload.rollout is not None:
-        sampling = {"gathered": one.sampled(), "cache": workload.cache_bytes(workload.numbers(layout.sharding).width)}
+        gathered = {"gradients": one.lasting, "gathered": one.sampled()}
+        cache = workload.cache_bytes(workload.numbers(layout.sharding).width)
         logits = 3 * 4 * workload.rollout.together * workload.architecture.vocabulary
-        found.append(Memory("sampling", **always, **sampling, logits=logits))
+        found.append(Memory("sampling", **always, **gathered, cache=cache, logits=logits))
     return found
 
 
@@ -158,6 +160,11 @@ class Process:
     def own(self) -> float:
         """Trained parameters that are this process's where they are shared out."""
         return self.share.trained / self.layout.data
+
+    @property
+    def lasting(self) -> float:
+        """Bytes of gradients that stay from step to step: ZeRO-3's."""
+        return self.computed * self.own if self.layout.sharding == "zero3" else 0.0
 
     @property
     def accumulates(self) -> bool:
@@ -215,10 +222,16 @@ class Process:
         share, value = self.share, self.workload.value
         return self.computed * (share.head if value is None else share.around + value.embedding)
 
-    def kept(self, parameters: int) -> float:
+    @property
+    def reused(self) -> int:
+        """Parameters that ZeRO-3 holds gathered as they are needed again soon, as far as it can tell: what is sampled and
+        scored between the steps changes the order of the modules, which it goes by."""
+        return KEPT if self.workload.rollout is None else 0
+
+    def kept(self, parameters: int, reused: int) -> float:
         """Bytes that ZeRO-3 holds gathered of a model of so many parameters."""
-        whole = max(self.share.embedding, self.share.head) + self.share.layer
-        return self.computed * min(parameters, max(KEPT, whole))
+        at_work = max(self.share.embedding, self.share.head) + self.share.layer
+        return self.computed * min(parameters, max(reused, at_work))
 
     def read(self) -> float:
         """Bytes that are gathered while another model passes over the data: FSDP2 has it as one unit."""
@@ -226,7 +239,7 @@ class Process:
         if self.layout.sharding == "fsdp2":
             return self.computed * largest
         if self.layout.sharding.startswith("zero3"):
-            return self.kept(largest)
+            return self.kept(largest, reused=0)
         return _reducer(self) + (self.computed * largest if self.workload.offloaded else 0.0)
 
     def sampled(self) -> float:
@@ -301,7 +314,7 @@ def _zero_step(one: Process, most: float = float("inf")) -> Held:
 
 def _zero3(one: Process) -> Buffers:
     """A share of the gradients, kept from step to step; weights that are needed again soon stay gathered."""
-    step, kept = _zero_step(one, GROUP), one.kept(one.every)
+    step, kept = _zero_step(one, GROUP), one.kept(one.every, one.reused)
     # the embedding, its gradient, and that once more in the buffer it is reduced in
     largest = 3 * one.computed * max(one.share.embedding, one.share.head) if one.workload.adapter is None else 0.0
     whole = held(step["gradients"], kept)

@@ -47,6 +47,12 @@ def test_zero3_gathers_a_large_model_twice_and_a_small_one_once(workload, cluste
     assert sent(large, Layout("zero3", 8), cluster(8)) == pytest.approx(2 * 3 * large.trained * 7 / 8, rel=0.03)
 
 
+def test_zero3_gathers_again_what_it_cannot_know_is_needed_soon(workload, cluster):
+    rollout = Rollout(prompt=8, length=8, responses=4, together=4, epochs=1)
+    found = {one.what: one.payload for one in traffic(workload(rollout=rollout), Layout("zero3", 8), cluster(8))}
+    assert found["weights, backward"] == found["weights, forward"] == 2 * workload().trained
+
+
 def test_micro_batches_add_up_before_anything_is_sent_but_for_zero2(workload, cluster):
     for sharding, times in (("ddp", 1), ("zero1", 1), ("zero2", 4)):
         message = traffic(workload(accumulation=4), Layout(sharding, 2), cluster(2))[0]
