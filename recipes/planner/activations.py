@@ -173,14 +173,14 @@ def of_logits(
 
     Args:
         loss: "full" holds all logits, as transformers' own loss does; "tiles" works through them in tiles, as TRL's
-            fused head does on GPUs; "blocks" in blocks of rows, as recipes/rlhf/head.py does; "score" has one number a
-            sequence and no logits.
+            fused head does, "torch tiles" as it does without Triton, on CPUs; "blocks" in blocks of rows, as
+            recipes/rlhf/head.py does; "score" has one number a sequence and no logits.
         trained: whether the head's weights are.
     """
     if loss == "score":
         return 0
-    if loss == "tiles":
-        return _of_tiles(vocabulary, hidden, numbers, tokens, trained)
+    if loss in ("tiles", "torch tiles"):
+        return _of_tiles(vocabulary, hidden, numbers, tokens, trained, fused=loss == "tiles")
     if loss == "blocks":  # of float32, of which three are alive; a block's share of the gradient beside their sum
         gradients = 2 * numbers.weights.itemsize * vocabulary * hidden if trained else 0
         return 3 * min(BLOCK_BYTES, 4 * tokens * vocabulary) + gradients
@@ -195,9 +195,13 @@ def of_logits(
             return live.peak - states.nbytes  # the gradient of the states is the layers' to count
 
 
-def _of_tiles(vocabulary: int, hidden: int, numbers: Numbers, tokens: int, trained: bool) -> int:
-    """A tile of logits, the piece of the head it comes from where that is cast, and float32 gradients of both factors."""
-    tile = numbers.width * min(tokens, TILE_TOKENS) * TILE_WIDTH
-    cast = numbers.width * min(vocabulary, TILE_WIDTH) * hidden if numbers.width != numbers.weights.itemsize else 0
+def _of_tiles(vocabulary: int, hidden: int, numbers: Numbers, tokens: int, trained: bool, fused: bool) -> int:
+    """A tile of logits, the piece of the head it comes from where that is cast, and float32 gradients of both factors.
+
+    Without Triton, seven tiles of float32 are made on the way from logits to their gradient (`_backward_tile`).
+    """
+    rows, columns = min(tokens, TILE_TOKENS), min(vocabulary, TILE_WIDTH)
+    tile = numbers.width * rows * TILE_WIDTH if fused else (numbers.width + 7 * 4) * rows * columns
+    cast = numbers.width * columns * hidden if numbers.width != numbers.weights.itemsize else 0
     gradients = 4 * tokens * hidden + ((4 + numbers.weights.itemsize) * vocabulary * hidden if trained else 0)
     return tile + cast + gradients

@@ -70,7 +70,7 @@ def _of_data(workload: Workload, layout: Layout, cluster: Cluster) -> list[Traff
     if layout.data == 1:
         return []
     share = max(shares(workload, layout), key=lambda share: share.trained)
-    one = Process(workload, layout, share, touched=False)
+    one = Process(workload, layout, share, on_cpus=False)
     count, width = passes(workload, layout), one.computed
     neighbours = max(1, cluster.node // layout.model)
 

@@ -53,7 +53,7 @@ class Cluster:
     host_gib: float
     host_link_gb_s: float
     host_memory_gb_s: float
-    counts_when_touched: bool = False  # a CPU's resident memory, not a GPU's allocations
+    on_cpus: bool = False  # whose memory counts when it is written to, and which have no kernels of Triton
 
     @property
     def node(self) -> int:

@@ -88,11 +88,11 @@ def memory(workload: Workload, layout: Layout, cluster: Cluster) -> Memory:
 
 def moments(workload: Workload, layout: Layout, cluster: Cluster, share: Share) -> list[Memory]:
     """What a process with this share of the model needs at each moment."""
-    one = Process(workload, layout, share, cluster.counts_when_touched)
+    one = Process(workload, layout, share, cluster.on_cpus)
     always = one.states() | {"overhead": cluster.overhead_gib * GIB}
     at = BUFFERS[layout.sharding](one)
     kept, working = _activations(workload, layout, share)
-    logits = workload.logits(layout.sharding) if share.head else 0
+    logits = workload.logits(layout.sharding, cluster.on_cpus) if share.head else 0
     found = [
         Memory("loss", **always, **at.loss, activations=kept, logits=logits),
         Memory("start of backward", **always, **at.start, activations=kept + working),
@@ -127,12 +127,12 @@ def _activations(workload: Workload, layout: Layout, share: Share) -> tuple[int,
 
 @dataclass(frozen=True)
 class Process:
-    """One process with its share of the model; `touched`: memory is counted when it is written to, as a CPU's is."""
+    """One process with its share of the model; `on_cpus`: see `hardware.Cluster`."""
 
     workload: Workload
     layout: Layout
     share: Share
-    touched: bool
+    on_cpus: bool
 
     @property
     def computed(self) -> int:
@@ -200,12 +200,12 @@ class Process:
     @property
     def bucket(self) -> int:
         """Parameters in a bucket of DeepSpeed's."""
-        return min(BUCKET, self.share.trained) if self.touched else BUCKET
+        return min(BUCKET, self.share.trained) if self.on_cpus else BUCKET
 
     @property
     def first_bucket(self) -> float:
         """Bytes of a bucket with its first gradient, the head's: reserved whole, or as far as it is written to."""
-        return self.computed * (min(self.bucket, self.share.head) if self.touched else BUCKET)
+        return self.computed * (min(self.bucket, self.share.head) if self.on_cpus else BUCKET)
 
     @property
     def layer_bytes(self) -> float:
@@ -284,7 +284,7 @@ def _ddp(one: Process) -> Buffers:
     """Gradients as wide as the weights."""
     gradients, buckets = one.stored * one.share.trained, _reducer(one)
     earlier = held(gradients if one.accumulates else 0.0, buckets)
-    temporary = gradients if one.workload.optimizer_temporary and not one.touched else 0.0
+    temporary = gradients if one.workload.optimizer_temporary and not one.on_cpus else 0.0
     return Buffers(earlier, earlier, held(gradients, buckets), held(gradients, buckets + temporary))
 
 
@@ -299,7 +299,7 @@ def _zero1(one: Process) -> Buffers:
 def _zero2(one: Process) -> Buffers:
     """A process's share of the gradients; the others go through two buckets, and a copy of one is reduced."""
     trained, bucket = one.share.trained, one.bucket
-    filled = min(2 * bucket, trained) if one.touched else 2 * bucket
+    filled = min(2 * bucket, trained) if one.on_cpus else 2 * bucket
     own = one.computed * one.own
     earlier = own if one.accumulates else 0.0
     kept = own if trained > bucket else 0.0  # with one bucket, it is cut out of it later
@@ -330,20 +330,21 @@ def _offload(one: Process) -> Buffers:
 
 def _fsdp2(one: Process) -> Buffers:
     """A share of the gradients; whole are the root, in the backward pass the layer at work and the next one, and what
-    becomes their gradients, once as the pass leaves it and once in the buffer it is reduced in."""
+    becomes their gradients: as the pass leaves it, and then in the buffer in which it is reduced."""
     workload, share, own = one.workload, one.share, one.stored * one.own
-    twice = 2 if workload.adapter is None else 0
+    trains = workload.adapter is None
     layer, root, embedding = one.layer_bytes, one.root_bytes, one.computed * share.embedding
+    stays = share.tied or workload.value is not None  # to the end, as the embedding is in it
     earlier = own if one.accumulates else 0.0
     if one.accumulates and not workload.sync_each_batch:
         earlier = one.computed * share.trained  # accelerate's `no_sync`: whole ones until the last micro-batch
-    start = held(earlier, (2 + twice) * layer + root)
-    # at the first layer, after which only the embedding's gradient is missing; it stands in the root or is gathered next
-    stays = share.tied or workload.value is not None
-    around = (1 + twice) * root if stays else embedding
-    missing = (share.layer + (share.around if stays else share.embedding)) if twice else 0
-    end = held(own - one.stored * missing / one.layout.data, (1 + twice) * layer + around)
-    temporary = own if workload.optimizer_temporary and not one.touched else 0.0
+    # at the last layer: it, its gradient, the next one, and of the head what is reduced or stays
+    start = held(earlier, (3 if trains else 2) * layer + (2 if stays and trains else 1) * root)
+    # at the first layer: it, its gradient and what is reduced; only the embedding's gradient is missing
+    around = (3 if trains else 1) * root if stays else embedding
+    missing = (share.layer + (share.around if stays else share.embedding)) if trains else 0
+    end = held(own - one.stored * missing / one.layout.data, (3 if trains else 1) * layer + around)
+    temporary = own if workload.optimizer_temporary and not one.on_cpus else 0.0
     return Buffers(held(earlier, root), start, end, held(own, temporary))
 
 

@@ -187,10 +187,11 @@ class Workload:
         architecture = self.architecture.split(tensor) if tensor > 1 else self.architecture
         return of_layers(architecture, self.numbers(sharding), self.sequences, self.length, self.adapter)
 
-    def logits(self, sharding: str) -> int:
+    def logits(self, sharding: str, on_cpus: bool = False) -> int:
         """Bytes at the peak of head and loss."""
         sizes = (self.architecture.vocabulary, self.architecture.hidden, self.numbers(sharding))
-        return of_logits(*sizes, self.tokens_per_pass, self.loss, trained=self.adapter is None)
+        loss = "torch tiles" if self.loss == "tiles" and on_cpus else self.loss
+        return of_logits(*sizes, self.tokens_per_pass, loss, trained=self.adapter is None)
 
     def cache_bytes(self, width: int) -> int:
         """Of keys and values while responses are sampled: two numbers for each token, layer, key-value head and channel."""

@@ -51,6 +51,7 @@ class Case:
 
 LONG = {"max_length": 256, "per_device_train_batch_size": 4}
 LORA = {"peft": {"method": "lora", "r": 16, "target_modules": "all-linear"}}
+REDUCED = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 SFT = {"max_length": 256, "per_device_train_batch_size": 2}
 PPO = {"reward_funcs": ["{data}/scorer"], "response_length": 64, "num_ppo_epochs": 1}
 OVERHEAD = Case("hardly any model", None, 1, settings={"model_config": TINY})
@@ -66,6 +67,7 @@ CASES = [
     Case("fsdp2, 4 processes", "fsdp2", 4),
     Case("ddp, 2 micro-batches", "ddp", 2, settings={"gradient_accumulation_steps": 2}),
     Case("fsdp2, 2 micro-batches", "fsdp2", 2, settings={"gradient_accumulation_steps": 2}),
+    Case("fsdp2, 2 micro-batches, each reduced", "fsdp2", 2, settings={"gradient_accumulation_steps": 2} | REDUCED),
     Case("ddp, 1,024 tokens", "ddp", 2, settings=LONG),
     Case("zero3, 1,024 tokens", "zero3", 2, settings=LONG),
     Case("ddp, 1,024 tokens, checkpointing", "ddp", 2, settings=LONG | {"activation_checkpointing": True}),
@@ -196,7 +198,7 @@ def predict(case: Case, data: Path, overhead_mib: float) -> dict[str, Any]:
     workload = reading.workload_of(resolved, prompt_tokens=64)
     layout = Layout(case.profile or "ddp", case.processes)
     cluster = hardware.cluster("h100-80gb", case.processes, 1, overhead_gib=overhead_mib / 1024)
-    cluster = replace(cluster, counts_when_touched=True)
+    cluster = replace(cluster, on_cpus=True)
     found = memory(workload, layout, cluster)
     sent = sum(message.sent(GLOO) for message in traffic(workload, layout, cluster))
     return {"mib": found.total / MIB, "moment": found.moment, "sent_mb": sent / 1e6}

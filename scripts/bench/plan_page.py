@@ -29,9 +29,8 @@ PAGE, TEMPLATE = ROOT / "docs" / "planner.md", Path(__file__).with_name("plan_pa
 PUBLISHED = CONFIGS / "plan" / "published.yaml"
 FACTOR = 1.5  # off by more than this needs a reason
 SCALES = {
-    "7b": ["plan", "pretraining/causal/llama-7b", "--gpus", "8", "--gpu", "h100-80gb", "--tokens", "140e9"],
-    "70b": ["plan", "pretraining/causal/llama-70b", "--gpus", "64", "--gpu", "h100-80gb", "--tokens", "1.4e12"],
-    "405b": ["plan", "pretraining/causal/llama-405b", "--gpus", "1024", "--gpu", "h100-80gb", "--tokens", "8.1e12"],
+    size: ["plan", f"pretraining/causal/llama-{size}", "--gpus", gpus, "--gpu", "h100-80gb", "--tokens", tokens]
+    for size, gpus, tokens in (("7b", "8", "140e9"), ("70b", "64", "1.4e12"), ("405b", "1024", "8.1e12"))
 }
 
 
@@ -181,6 +180,7 @@ def write_page() -> None:
     }
     for name, words in SCALES.items():
         fields[f"config_{name}"] = (CONFIGS / f"{words[1]}.yaml").read_text(encoding="utf-8").strip()
+        words = [*words, "--plot", f"results/bench/plan-{name}.png"]
         fields[f"plan_{name}"] = f"$ python -m recipes {' '.join(words)}\n{output_of(words)}"
     page = TEMPLATE.read_text(encoding="utf-8")
     for name, text in fields.items():

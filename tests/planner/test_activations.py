@@ -93,6 +93,7 @@ def test_logits_by_hand():
     tiles = of_logits(200_000, 1024, Numbers(torch.bfloat16), 100_000, "tiles", trained=False)
     assert tiles == 2 * 4096 * 32768 + 4 * 100_000 * 1024
     assert tiles < of_logits(200_000, 1024, Numbers(torch.bfloat16), 100_000, "full", trained=False) / 100
+    assert of_logits(1000, 16, numbers, 64, "torch tiles", trained=False) == 8 * cells + 4 * 64 * 16
     assert of_logits(200_000, 1024, numbers, 100_000, "blocks", trained=False) == 3 * 2**27
     assert of_logits(1000, 16, numbers, 64, "blocks") == 3 * cells + 2 * 4 * 1000 * 16
 

@@ -115,11 +115,11 @@ def test_whole_gradients_wait_for_the_last_micro_batch(workload, at):
 
 
 def test_fsdp2_puts_together_two_layers_and_what_is_around_them(workload, at, llama):
-    """In bf16: at the loss the head; then two layers and their gradients, once more in the buffer that is reduced; at the
-    end the first layer so, and the embedding, of both of which no share of the gradient is there yet."""
+    """In bf16: at the loss the head; then a layer with its gradient, the next one, and the head's gradient as it is reduced;
+    at the end the first layer so, and the embedding, of both of which no share of the gradient is there yet."""
     layer, plain = llama.layer, workload()
     assert at(plain, "fsdp2", 8, "loss").gathered == 2 * llama.head
-    assert at(plain, "fsdp2", 8, "start of backward").gathered == 2 * (4 * layer + llama.head)
+    assert at(plain, "fsdp2", 8, "start of backward").gathered == 2 * (3 * layer + llama.head)
     end = at(plain, "fsdp2", 8, "end of backward")
     assert end.gathered == 2 * (3 * layer + llama.embedding)
     assert end.gradients == 4 * (plain.trained - layer - llama.embedding) / 8
@@ -129,7 +129,7 @@ def test_fsdp2_puts_together_two_layers_and_what_is_around_them(workload, at, ll
 
 
 def test_a_gpu_reserves_its_buckets_whole_and_a_cpu_what_it_touches(workload, at, cluster):
-    on_cpu = dataclasses.replace(cluster(2), counts_when_touched=True)
+    on_cpu = dataclasses.replace(cluster(2), on_cpus=True)
     assert at(workload(), "zero2", 2, "end of backward").gathered == 2 * 3 * BUCKET
     assert at(workload(), "zero2", 2, "end of backward", on_cpu).gathered == 2 * 2 * workload().trained
 
