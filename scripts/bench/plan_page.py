@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import CONFIG_MAPPING
+from transformers import MptConfig
 
 from recipes.core.catalog import CONFIGS, ROOT
 from recipes.core.files import read_json, write_text
@@ -19,7 +19,6 @@ from recipes.planner.architecture import Adapter, Architecture
 from recipes.planner.hardware import GIB, Cluster
 from recipes.planner.layouts import Layout
 from recipes.planner.memory import memory
-from recipes.planner.plan import best, plan
 from recipes.planner.reading import find_architecture
 from recipes.planner.speed import speed
 from recipes.planner.workload import Workload
@@ -42,8 +41,8 @@ class Row:
     published: float
     predicted: float
     source: str
-    assumed: str
-    reason: str
+    remarks: str
+    explained: bool
 
     @property
     def error(self) -> float:
@@ -57,14 +56,13 @@ class Row:
 def run_of(run: dict[str, Any]) -> tuple[Workload, Layout, Cluster]:
     """A run of published.yaml.
 
-    Its keys: `model` (a name of architectures.yaml) or `config` (fields of a transformers config); `gpu`, `gpus`,
-    `sharding` (or "best", for the planner's own choice of a layout), `tensor`, `pipeline`; `sequences` and `length` of a
-    micro-batch, `accumulation`; `weights` (their dtype), `bf16` (autocast, or DeepSpeed's), `quantised`, `lora` and its
-    dtype `lora_in`; `checkpointing`, `attention`, `optimizer`, `loss`, `sync_each_batch` as in `Workload`.
+    Its keys: `model` (a name of architectures.yaml) or `config` (fields of an MPT's); `gpu`, `gpus`, `sharding`;
+    `sequences` and `length` of a micro-batch, `accumulation`; `weights` (their dtype), `bf16` (autocast, or DeepSpeed's),
+    `quantised`, `lora` and its dtype `lora_in`; `checkpointing`, `attention`, `optimizer`, `loss`, `sync_each_batch` as in
+    `Workload`.
     """
     if "config" in run:
-        block = dict(run["config"])
-        architecture = Architecture("", CONFIG_MAPPING[block.pop("model_type")](**block))
+        architecture = Architecture("MPT", MptConfig(vocab_size=50368, max_seq_len=run["length"], **run["config"]))
     else:
         architecture = find_architecture(run["model"])
     adapter = None
@@ -81,33 +79,32 @@ def run_of(run: dict[str, Any]) -> tuple[Workload, Layout, Cluster]:
         **{key: run[key] for key in ("sequences", "length", "accumulation", "bf16", "checkpointing")},
         **{key: run[key] for key in ("attention", "optimizer", "loss")},
     )
-    cluster = hardware.cluster(run["gpu"], run["gpus"])
-    if run["sharding"] == "best":
-        return workload, best(plan(workload, cluster)).layout, cluster
-    tensor, pipeline = run["tensor"], run["pipeline"]
-    return workload, Layout(run["sharding"], run["gpus"] // (tensor * pipeline), tensor, pipeline), cluster
+    return workload, Layout(run["sharding"], run["gpus"]), hardware.cluster(run["gpu"], run["gpus"])
 
 
 def published() -> dict[str, list[Row]]:
-    """The rows of each table: memory in GiB of a GPU, tokens a second of a GPU, GPU-hours."""
+    """The rows of each table: memory in GiB of a GPU, and tokens a second of a GPU."""
     known = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    tables: dict[str, list[Row]] = {}
-    for kind in ("memory", "speed", "hours"):
-        for entry in known[kind]:
-            workload, layout, cluster = run_of(known["defaults"] | entry["run"])
-            if kind == "memory":
-                found = memory(workload, layout, cluster)
-                predicted = (found.total - (found.overhead if entry["counts"] == "tensors" else 0)) / GIB
-                figure = entry["gib"] if "gib" in entry else entry["gb"] * 1e9 / GIB
+    tables: dict[str, list[Row]] = {"memory": [], "speed": []}
+    for group in known["groups"]:
+        for entry in group["rows"]:
+            run, entry = known["defaults"] | group["run"] | entry.get("run", {}), group | entry
+            workload, layout, cluster = run_of(run)
+            if "tokens" in entry:
+                figure, predicted = entry["tokens"], speed(workload, layout, cluster).tokens_a_second / cluster.gpus
             else:
-                rate = speed(workload, layout, cluster).tokens_a_second / cluster.gpus
-                predicted = rate if kind == "speed" else entry["tokens"] / rate / 3600
-                figure = entry["tokens"] if kind == "speed" else entry["hours"]
-            texts = [entry.get(key, "") for key in ("source", "assumed", "reason")]
-            what = entry["what"]
-            if entry["run"].get("sharding") == "best":
-                what += f", {cluster.gpus:,} × {cluster.gpu.name} as {layout.name}"
-            tables.setdefault(kind, []).append(Row(what, figure, predicted, *texts))
+                figure = entry["gib"] if "gib" in entry else entry["gb"] * 1e9 / GIB
+                found = memory(workload, layout, cluster)
+                predicted = (found.total - (0 if entry.get("counts") == "device" else found.overhead)) / GIB
+            where = f"{layout.name}, {cluster.gpus:,} × {cluster.gpu.name}" if cluster.gpus > 1 else cluster.gpu.name
+            if cluster.gpus == 1 and layout.sharding != "ddp":
+                where = f"{layout.sharding}, {where}"
+            what = f"{entry['name']}, {where}, {run['sequences']} × {run['length']:,} tokens"
+            what += ", checkpointing" if run["checkpointing"] else ""
+            assumed = f"assumed: {entry['assumed']}" if "assumed" in entry else ""
+            remarks = "; ".join(text for text in (entry.get("reason"), assumed) if text)
+            row = Row(what, figure, predicted, entry["source"], remarks, "reason" in entry)
+            tables["speed" if "tokens" in entry else "memory"].append(row)
     return tables
 
 
@@ -115,11 +112,11 @@ def published_table(rows: list[Row], unit: str, digits: int) -> str:
     """One line a row, with its error, and the reason for a large one."""
     lines = [f"| run | {unit} | planned | error | |", "| --- | ---: | ---: | ---: | --- |"]
     for row in rows:
-        remark = "; ".join(text for text in (row.reason, f"assumed: {row.assumed}" if row.assumed else "") if text)
-        source = f"[source]({row.source.split(' (')[0]})" if row.source.startswith("http") else row.source
+        address, _, note = row.source.partition(" (")
+        source = f"[source]({address})" + (f" ({note}" if note else "") if address.startswith("http") else row.source
         lines.append(
             f"| {row.what} | {row.published:,.{digits}f} | {row.predicted:,.{digits}f} | {row.error:+.0%} "
-            f"| {source}{'; ' + remark if remark else ''} |"
+            f"| {source}{'; ' + row.remarks if row.remarks else ''} |"
         )
     return "\n".join(lines)
 
@@ -174,7 +171,6 @@ def write_page() -> None:
         "machine": f"{machine['processor']}, {machine['cores']} cores",
         "memory": published_table(tables["memory"], "GiB", 1),
         "speed": published_table(tables["speed"], "tokens/s a GPU", 0),
-        "hours": published_table(tables["hours"], "GPU-hours", 0),
         **{f"{kind}_error": median_error([row.error for row in found]) for kind, found in tables.items()},
         **{f"{kind}_rows": str(len(found)) for kind, found in tables.items()},
     }
@@ -186,7 +182,7 @@ def write_page() -> None:
     for name, text in fields.items():
         page = page.replace("{{" + name + "}}", text)
     write_text(PAGE, page)
-    for name in ("measured_memory", "measured_sent", "memory_error", "speed_error", "hours_error"):
+    for name in ("measured_memory", "measured_sent", "memory_error", "speed_error"):
         print(f"median {name.replace('_', ' ')}: {fields[name]}")
-    unexplained = [row.what for found in tables.values() for row in found if row.far_off and not row.reason]
+    unexplained = [row.what for found in tables.values() for row in found if row.far_off and not row.explained]
     print(f"{PAGE}" + "".join(f"\nno reason for: {what}" for what in unexplained))
