@@ -20,7 +20,7 @@ PARTS = {
 }
 SPENT = {
     "computing": "computing",
-    "waiting": "waiting-for messages",
+    "waiting": "waiting for messages",
     "bubble": "pipeline empty",
     "offloading": "offloading",
     "sampling": "sampling",
@@ -29,9 +29,8 @@ SPENT = {
 
 def report(workload: Workload, cluster: Cluster, plans: list[Plan]) -> str:
     """All that `python -m recipes plan` prints."""
-    blocks = [_head(workload, cluster), memory_table(plans, cluster), time_table(workload, cluster, plans)]
-    blocks.append(_conclusion(workload, cluster, plans))
-    return "\n\n".join(blocks)
+    tables = (memory_table(plans), time_table(workload, cluster, plans))
+    return "\n\n".join([_head(workload, cluster), *tables, _conclusion(workload, cluster, plans)])
 
 
 def _head(workload: Workload, cluster: Cluster) -> str:
@@ -53,57 +52,34 @@ def _head(workload: Workload, cluster: Cluster) -> str:
     return "\n".join(lines)
 
 
-def memory_table(plans: list[Plan], cluster: Cluster) -> str:
+def memory_table(plans: list[Plan]) -> str:
     """GiB of one GPU at its highest, part by part; parts that no layout has are left out."""
-    shown = [part for part in PARTS if any(plan.memory.parts[part] for plan in plans)]
-    host = any(plan.memory.host for plan in plans)
-    header = [
-        "GiB of a GPU",
-        *(PARTS[part] for part in shown),
-        "total",
-        "fits",
-        "highest at",
-        *(["host"] if host else []),
-    ]
-    rows = [
-        [
-            plan.layout.name,
-            *(_gib(plan.memory.parts[part]) for part in shown),
-            _gib(plan.memory.total),
-            plan.verdict,
-            plan.memory.moment,
-            *([_gib(plan.memory.host) if plan.memory.host else ""] if host else []),
-        ]
-        for plan in plans
-    ]
-    return _table(header, rows)
+    shown = {part: title for part, title in PARTS.items() if any(plan.memory.parts[part] for plan in plans)}
+    columns = {title: [_gib(plan.memory.parts[part]) for plan in plans] for part, title in shown.items()}
+    columns |= {
+        "total": [_gib(plan.memory.total) for plan in plans],
+        "fits": [plan.verdict for plan in plans],
+        "highest at": [plan.memory.moment for plan in plans],
+    }
+    if any(plan.memory.host for plan in plans):
+        columns["host"] = [_gib(plan.memory.host) if plan.memory.host else "" for plan in plans]
+    return _table("GiB of a GPU", plans, columns)
 
 
 def time_table(workload: Workload, cluster: Cluster, plans: list[Plan]) -> str:
     """One optimizer step, and the whole training where its length is known."""
-    links = list(dict.fromkeys(link for plan in plans for link in plan.sent))
-    spent = [name for name in SPENT if any(getattr(plan.speed, name) >= 0.005 for plan in plans)]
-    header = [
-        "a step",
-        *(f"GB-by {link.replace(' ', '-')}" for link in links),
-        *(f"s {SPENT[name]}" for name in spent),
-    ]
-    header += ["s in-all", "tokens/s", "days", "GPU-hours"]
-    rows = []
-    for plan in plans:
-        hours = gpu_hours(workload, plan, cluster)
-        rows.append(
-            [
-                plan.layout.name,
-                *(f"{plan.sent.get(link, 0) / 1e9:,.2f}" for link in links),
-                *(f"{getattr(plan.speed, name):,.2f}" for name in spent),
-                f"{plan.speed.seconds:,.2f}",
-                f"{plan.speed.tokens_a_second:,.0f}",
-                "–" if hours is None else f"{hours / cluster.gpus / 24:,.2f}",
-                "–" if hours is None else f"{hours:,.0f}",
-            ]
-        )
-    return _table(header, rows)
+    links = dict.fromkeys(link for plan in plans for link in plan.sent)
+    spent = {name: title for name, title in SPENT.items() if any(getattr(plan.speed, name) >= 0.005 for plan in plans)}
+    hours = [gpu_hours(workload, plan, cluster) for plan in plans]
+    columns = {f"GB by {link}": [f"{plan.sent.get(link, 0) / 1e9:,.2f}" for plan in plans] for link in links}
+    columns |= {f"s {title}": [f"{getattr(plan.speed, name):,.2f}" for plan in plans] for name, title in spent.items()}
+    columns |= {
+        "s in all": [f"{plan.speed.seconds:,.2f}" for plan in plans],
+        "tokens/s": [f"{plan.speed.tokens_a_second:,.0f}" for plan in plans],
+        "days": ["–" if all_ is None else f"{all_ / cluster.gpus / 24:,.2f}" for all_ in hours],
+        "GPU hours": ["–" if all_ is None else f"{all_:,.0f}" for all_ in hours],
+    }
+    return _table("a step", plans, columns)
 
 
 def _conclusion(workload: Workload, cluster: Cluster, plans: list[Plan]) -> str:
@@ -155,15 +131,15 @@ def _gib(size: float) -> str:
     return f"{size / GIB:,.2f}" if size < 99.95 * GIB else f"{size / GIB:,.0f}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as their longest cell, the first to the left; titles of several words stand on several lines."""
-    titles = [[header[0]], *([word.replace("-", " ") for word in title.split()] for title in header[1:])]
+def _table(corner: str, plans: list[Plan], columns: dict[str, list[str]]) -> str:
+    """A row for each layout; a title stands in as many lines as it has words."""
+    titles = [[corner], *(title.split() for title in columns)]
     deep = max(map(len, titles))
-    lines = [*zip(*([""] * (deep - len(title)) + title for title in titles)), *rows]
+    lines = list(zip(*([""] * (deep - len(title)) + title for title in titles)))
+    lines += zip((plan.layout.name for plan in plans), *columns.values())
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in lines
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
     )
 
 
