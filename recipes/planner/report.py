@@ -4,6 +4,7 @@ from pathlib import Path
 
 from recipes.core.files import write_atomically
 from recipes.planner.hardware import GIB, Cluster
+from recipes.planner.memory import moments, shares
 from recipes.planner.plan import SYNC_EACH_BATCH, Plan, best, changes, gpu_hours, more_gpus, tokens_of
 from recipes.planner.workload import Workload
 
@@ -47,9 +48,18 @@ def _head(workload: Workload, cluster: Cluster) -> str:
         + (f", {cluster.network.name} {cluster.network.gpu_gb_s:g} GB/s a GPU" if cluster.nodes > 1 else ""),
         f"assumed: products at {cluster.utilisation:.0%} of the peak, links at {cluster.link_efficiency:.0%}, "
         f"{cluster.overhead_gib:g} GiB of overhead",
+        *([f"beside the policy: {'; '.join(beside)}"] if (beside := _beside(workload)) else []),
         *(f"note: {note}" for note in workload.notes),
     ]
     return "\n".join(lines)
+
+
+def _beside(workload: Workload) -> list[str]:
+    """The other models of a method."""
+    models = [(role.name, role.parameters) for role in workload.others]
+    if workload.value is not None:
+        models.insert(0, (f"value ({workload.value.form})", workload.value.parameters))
+    return [f"{name}, {parameters / 1e9:.3f} B" for name, parameters in models]
 
 
 def memory_table(plans: list[Plan]) -> str:
@@ -102,6 +112,10 @@ def _conclusion(workload: Workload, cluster: Cluster, plans: list[Plan]) -> str:
                 f"  {more.words}: {more.plan.layout.name} needs {_gib(more.plan.memory.total)} GiB, which fits"
             )
     lines.append(checkpointing_line(workload, chosen))
+    if workload.rollout is not None:
+        (share,) = shares(workload, chosen.layout)
+        found = {one.moment: one for one in moments(workload, chosen.layout, cluster, share)}["sampling"]
+        lines.append(f"while it samples: {_gib(found.total)} GiB, of which keys and values {_gib(found.cache)}")
     if workload.accumulation > 1 and not workload.sync_each_batch and any(p.layout.sharding == "fsdp2" for p in plans):
         lines.append(
             "fsdp2 holds whole gradients between the micro-batches of a step; they are reduced after each with "
@@ -163,11 +177,11 @@ def draw(workload: Workload, cluster: Cluster, plans: list[Plan], path: Path) ->
     limit = max(room * 1.6, min(max(left), room * 3)) * 1.02
     for row, (plan, end) in enumerate(zip(plans, left)):
         text = f" {end:,.0f} GiB" if not plan.fits else f" {plan.speed.tokens_a_second:,.0f} tokens/s"
-        axes.text(
-            min(end, limit * 0.86), row, text, va="center", fontsize=8, color="black" if plan.fits else "tab:red"
-        )
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+        color = "black" if plan.fits else "tab:red"
+        axes.text(min(end, limit * 0.88), row, text, va="center", fontsize=8, color=color, bbox=white)
     axes.set(xlim=(0, limit), ylim=(len(plans) - 0.4, -1.1), xlabel="GiB of one GPU at its highest")
     axes.set_yticks(range(len(plans)), [plan.layout.name for plan in plans])
     axes.set_title(f"{workload.name} on {cluster.gpus} × {cluster.gpu.name}", fontsize=10)
-    axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.6 / len(plans)))
+    figure.legend(fontsize=7, ncols=len(shown), loc="outside lower center")
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

@@ -237,6 +237,8 @@ def test_the_command_prints_tables_and_draws_a_plot(run, tmp_path):
     for layout in ("ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2"):
         assert re.search(rf"^{layout} ", printed, re.M)
     assert "fastest that fits: " in printed
+    assert "beside the policy: value (shared), 0.000 B; reference, 0.001 B; reward model" in printed
+    assert re.search(r"while it samples: [\d.]+ GiB, of which keys and values [\d.]+", printed)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
