@@ -65,14 +65,15 @@ rlhf-seeds: | $(READY) ## the main job three times, with seeds 0, 1, 2, and one 
 	$(foreach seed,0 1 2,$(MAKE) rlhf VARIANT=$(VARIANT) SEED=$(seed) RUNS=$(RUNS)/seed-$(seed) &&) true
 	$(RUN) -m scripts.report --variant $(VARIANT) --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/rlhf-seeds
 
-forms: rlhf-seeds ## PPO's forms and PPO-ptx on the same three seeds, and one table of them
-	$(foreach seed,0 1 2,$(foreach form,separate adapter ptx low-kl,$(RECIPES) run rlhf/ppo/quickstart-$(form) --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) $(RECIPES) run rlhf/evaluate/ppo-forms --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) true
-	$(RUN) -m scripts.report --variant ppo-forms --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/ppo-forms-seeds
+FORMS = $(patsubst configs/rlhf/ppo/$(VARIANT)-%.yaml,%,$(wildcard configs/rlhf/ppo/$(VARIANT)-*.yaml))
+forms: rlhf-seeds ## PPO's forms on the same three seeds, and one table of them
+	$(foreach seed,0 1 2,$(foreach form,$(FORMS),$(RECIPES) run rlhf/ppo/$(VARIANT)-$(form) --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) $(RECIPES) run rlhf/evaluate/$(VARIANT)-forms --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) true
+	$(RUN) -m scripts.report --variant $(VARIANT)-forms --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/$(VARIANT)-forms-seeds
 
 methods: rlhf ## DPO, KTO, RLOO and GRPO too, and one comparison of all of them with PPO
 	$(foreach method,dpo kto rloo grpo,$(RECIPES) run rlhf/$(method)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed &&) true
-	$(RECIPES) run rlhf/evaluate/methods --runs_dir $(RUNS) --overwrite changed
-	$(RUN) -m scripts.report --variant methods --runs_dir $(RUNS) --output_dir $(RUNS)/rlhf-methods
+	$(RECIPES) run rlhf/evaluate/$(VARIANT)-methods --runs_dir $(RUNS) --overwrite changed
+	$(RUN) -m scripts.report --variant $(VARIANT)-methods --runs_dir $(RUNS) --output_dir $(RUNS)/rlhf-methods
 
 # ------------------------------------------------------------------------------------------------------- single runs
 launch = $(RECIPES) run $(if $(findstring /,$(CONFIG)),$(CONFIG),$(1)/$(CONFIG)) $(if $(LAUNCH),--launch $(LAUNCH)) $(ARGS)

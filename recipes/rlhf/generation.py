@@ -67,26 +67,46 @@ class Sampling:
     pad_token_id: int
     synchronize: bool = False
 
-    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """One token for each row of `logits` [B, V], by its random number in [0, 1) [B]."""
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        return ppo_math.inverse_cdf_sample(logits.float() / self.temperature, uniforms)
+    def choose(self, logits: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
+        """One token for each row of `logits` [B, V], by its random number in [0, 1) [B].
+
+        Returns `response_ids`, `logprobs` of these at the temperature, and `entropy` there in nats, each [B].
+        """
+        logprobs = (logits.float() / (self.temperature or 1.0)).log_softmax(dim=-1)
+        probabilities = logprobs.exp()
+        greedy = self.temperature == 0
+        tokens = logprobs.argmax(dim=-1) if greedy else ppo_math.inverse_cdf_sample(probabilities, uniforms)
+        return {
+            "response_ids": tokens,
+            "logprobs": logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1),
+            "entropy": -probabilities.mul_(logprobs).sum(dim=-1),
+        }
 
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, sampling: Sampling
-) -> Tensor:
-    """Responses [B, R] to left-padded prompts [B, P], sampled with the random numbers `uniforms` in [0, 1) [B, R].
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    uniforms: Tensor,
+    sampling: Sampling,
+    value: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """Responses to left-padded prompts [B, P], sampled with the random numbers `uniforms` in [0, 1) [B, R].
 
     Of a model that takes packed rows, whose trunk and head can be called one after the other; any other: `generate_plain`.
+
+    Returns `response_ids`, and what was known when each was chosen, so that no pass over the responses need find it again:
+    `logprobs` and `entropy` at the temperature and, where `value` reads the trunk's states, `values`, float32 [B, R]. What
+    stands after a stop token is padding in the first and means nothing in the others.
     """
     stop_token_id, pad_token_id = sampling.stop_token_id, sampling.pad_token_id
     trunk, head = model.base_model, model.get_output_embeddings()
     (size, start), length, device = prompt_ids.shape, uniforms.size(1), prompt_ids.device
     eager = "eager" in model.config.get_text_config()._attn_implementation
-    responses = torch.full_like(uniforms, pad_token_id, dtype=torch.long)
+    responses = {"response_ids": torch.full_like(uniforms, pad_token_id, dtype=torch.long)}
+    names = ("logprobs", "entropy") if value is None else ("logprobs", "entropy", "values")
+    responses |= {name: torch.zeros_like(uniforms) for name in names}
     rows = torch.arange(size, device=device)  # of the responses, for each row of the shrinking batch
     ended = torch.zeros_like(rows, dtype=torch.bool)
     capacity = in_steps(start + length)
@@ -105,8 +125,13 @@ def generate(
         hidden = trunk(
             input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
-        tokens = sampling.choose(head(hidden), uniforms[rows, step])
-        responses[rows, step] = torch.where(ended, pad_token_id, tokens)
+        chosen = sampling.choose(head(hidden), uniforms[rows, step])
+        tokens = chosen["response_ids"]
+        if value is not None:
+            chosen["values"] = value(hidden)
+        chosen["response_ids"] = torch.where(ended, pad_token_id, tokens)
+        for name, numbers in chosen.items():
+            responses[name][rows, step] = numbers
         if stop_token_id is not None:
             ended = ended | (tokens == stop_token_id)
             left = int((~ended).sum())
@@ -128,8 +153,8 @@ def generate(
 @torch.no_grad()
 def generate_plain(
     policy: PreTrainedModel | PeftModel, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, sampling: Sampling
-) -> Tensor:
-    """As `generate`, the same responses, by the model's own `generate`, free of what its generation config asks for."""
+) -> dict[str, Tensor]:
+    """The same `response_ids` as `generate`, by the model's own `generate`, free of what its generation config asks for."""
     config = GenerationConfig(
         max_new_tokens=uniforms.size(1),
         do_sample=False,
@@ -149,7 +174,8 @@ def generate_plain(
         for model in (policy, without_adapter(policy)):
             model.generation_config = saved
     responses = sequences[:, prompt_ids.size(1) :]
-    return nn.functional.pad(responses, (0, uniforms.size(1) - responses.size(1)), value=sampling.pad_token_id)
+    missing = uniforms.size(1) - responses.size(1)
+    return {"response_ids": nn.functional.pad(responses, (0, missing), value=sampling.pad_token_id)}
 
 
 class _Chosen(LogitsProcessor):
@@ -159,5 +185,6 @@ class _Chosen(LogitsProcessor):
         self.uniforms, self.prompt_length, self.sampling = uniforms, prompt_length, sampling
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        tokens = self.sampling.choose(scores, self.uniforms[:, input_ids.size(1) - self.prompt_length])
+        uniforms = self.uniforms[:, input_ids.size(1) - self.prompt_length]
+        tokens = self.sampling.choose(scores, uniforms)["response_ids"]
         return torch.full_like(scores, -math.inf).scatter(1, tokens.unsqueeze(1), 0.0)

@@ -74,6 +74,27 @@ class PPOConfig(_BaseConfig):
         metadata={"help": "ZeRO-3: gather the weights for generation. Off: slower, for models beyond one device."},
     )
 
+    use_vllm: bool = field(
+        default=False, metadata={"help": "Sample responses with vLLM, on GPUs; they are then not repeatable."}
+    )
+    vllm_mode: Literal["colocate", "server"] = field(
+        default="colocate",
+        metadata={"help": "colocate: an engine on each training GPU. server: one that `vllm serve` has started."},
+    )
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "Address of the server, e.g. http://localhost:8000."}
+    )
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that one colocated engine spans."})
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "Share of a GPU's memory that a colocated engine takes."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of prompt and response in vLLM; default: the model's context."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "Free the colocated engine's memory while the policy is optimised."}
+    )
+
     offload_frozen: bool = field(
         default=False,
         metadata={"help": "Keep reference and reward models in the host's memory while they are not used."},
@@ -157,6 +178,7 @@ class PPOConfig(_BaseConfig):
             "prompt_length": 1,
             "local_rollout_forward_batch_size": 1,
             "kl_horizon": 1,
+            "vllm_tensor_parallel_size": 1,
             "kl_coef": 0,
             "vf_coef": 0,
             "entropy_coef": 0,
@@ -188,6 +210,11 @@ class PPOConfig(_BaseConfig):
             raise UserError("max_kl needs a reference, which kl_coef 0 leaves out: set a small kl_coef, e.g. 1e-6")
         if self.kl_target is not None and self.kl_coef == 0:
             raise UserError("kl_target adapts kl_coef, which is 0: start from a kl_coef above 0, e.g. 0.05")
+        if self.vllm_mode == "server" and self.use_vllm and self.vllm_server_base_url is None:
+            raise UserError("vllm_mode server needs vllm_server_base_url, e.g. http://localhost:8000")
+        if not 0 < self.vllm_gpu_memory_utilization <= 1:
+            share = self.vllm_gpu_memory_utilization
+            raise UserError(f"vllm_gpu_memory_utilization must lie above 0 and be at most 1, not {share}")
         if self.total_episodes is not None and self.max_steps > 0:
             raise UserError("total_episodes and max_steps both set the length of training: give one of them")
         if self.auto_find_batch_size:

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 
-def inverse_cdf_sample(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws one token from softmax(logits) [B, V] with the given uniform numbers in [0, 1) [B]; returns tokens [B].
+def inverse_cdf_sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Draws one token from each row of `probabilities` [B, V] with a uniform number in [0, 1) [B]; returns tokens [B].
 
     One number decides a token, so that a sample is a function of its own numbers and of nothing else: not of the
     batch it is drawn in, nor of the padding, nor of how many processes share the work.
     """
-    cdf = logits.float().softmax(-1).cumsum(-1)
+    cdf = probabilities.cumsum(-1)
     target = uniforms.unsqueeze(-1) * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp(max=logits.size(-1) - 1)
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp(max=probabilities.size(-1) - 1)
 
 
 def response_mask(tokens: Tensor, stop_token_id: int | None) -> Tensor:

@@ -46,6 +46,11 @@ class PolicyWithValue(nn.Module):
         return [without_adapter(model) for model in models if model is not None]
 
     @property
+    def value_reads_policy(self) -> bool:
+        """Whether the value is a head on the states that the policy's own tokens are chosen from."""
+        return isinstance(self.value, ValueHead) and not self.value.adapter
+
+    @property
     def generation_config(self) -> GenerationConfig:
         return self.policy.generation_config
 
@@ -68,6 +73,7 @@ class PolicyWithValue(nn.Module):
         response_ids: Tensor | None = None,
         response_mask: Tensor | None = None,
         temperature: float = 1.0,
+        with_policy: bool = True,
         with_value: bool = True,
         with_entropy: bool = False,
         ptx: dict[str, Tensor] | None = None,
@@ -78,8 +84,8 @@ class PolicyWithValue(nn.Module):
         """Takes left-padded prompts [B, P] and right-padded responses [B, R].
 
         With `sampling` it is `respond`, for FSDP, which puts weights together in a forward pass only. With `scorer` it
-        returns `scores` [B], the reward that this adapter reads at the last token. Else it returns `logprobs`, and where
-        asked `values` and `entropy`, of the response tokens, each float32 [B, R], 0 at the padding. The value of a token is
+        returns `scores` [B], the reward that this adapter reads at the last token. Else it returns `logprobs`, `values` and
+        `entropy`, as asked, of the response tokens, each float32 [B, R], 0 at the padding. The value of a token is
         that of the state it is chosen in, before it is seen; so the last token of a response is never fed. `ptx` holds texts
         as such sequences of which everything but the first token is response; their log-probabilities, at temperature 1,
         are `ptx_logprobs`.
@@ -92,29 +98,13 @@ class PolicyWithValue(nn.Module):
         input_ids = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
         attention_mask = torch.cat([prompt_mask, response_mask[:, 1:]], dim=1)
         at = torch.cat([torch.zeros_like(prompt_mask[:, 1:], dtype=torch.bool), real], dim=1)
-        shared = with_value and isinstance(self.value, ValueHead)
-
-        policy = without_adapter(self.policy)
-        if self.packs:
-            hidden = states(policy.base_model, True, input_ids, attention_mask, at)
-            head = policy.get_output_embeddings()
-            logprobs, entropy = head_logprobs(head, hidden, response_ids[real], temperature, with_entropy)
-        else:  # what the policy makes of its hidden states is its own
-            inputs = model_inputs(policy, input_ids, attention_mask, last=real.size(1))
-            result = self.policy(**inputs, output_hidden_states=shared)
-            logits = result.logits[:, -real.size(1) :][real]
-            logprobs, entropy = logprobs_of(logits, response_ids[real], temperature, with_entropy)
-            hidden = result.hidden_states[-1][:, -real.size(1) :][real] if shared else None
-        outputs = {"logprobs": logprobs}
-        if with_entropy:
-            outputs["entropy"] = entropy
-        if shared and self.value.adapter:
-            with adapter(self.policy, self.value.adapter):
-                hidden = states(policy.base_model, True, input_ids, attention_mask, at)
-        if shared:
-            outputs["values"] = self.value(hidden)
-        elif with_value:
-            outputs["values"] = self.value(input_ids, attention_mask, at)
+        sequence = (input_ids, attention_mask, at)
+        outputs, hidden = {}, None
+        if with_policy:
+            read_by_value = with_value and self.value_reads_policy
+            outputs, hidden = self._chosen(sequence, response_ids, real, temperature, with_entropy, read_by_value)
+        if with_value:
+            outputs["values"] = self._values(sequence, hidden)
         empty = torch.zeros(real.shape, dtype=torch.float32, device=real.device)
         outputs = {name: empty.masked_scatter(real, numbers) for name, numbers in outputs.items()}
         if ptx is not None:
@@ -122,6 +112,39 @@ class PolicyWithValue(nn.Module):
             texts = type(self).forward(self, **ptx, temperature=1.0, with_value=False)
             outputs["ptx_logprobs"] = texts["logprobs"]
         return outputs
+
+    def _chosen(
+        self,
+        sequence: tuple[Tensor, Tensor, Tensor],
+        response_ids: Tensor,
+        real: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        with_hidden: bool,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Log-probabilities [N] of the tokens that `real` marks, entropies [N] if asked, and the trunk's states [N, H]."""
+        policy, tokens = without_adapter(self.policy), response_ids[real]
+        if self.packs:
+            hidden = states(policy.base_model, True, *sequence)
+            head = policy.get_output_embeddings()
+            logprobs, entropy = head_logprobs(head, hidden, tokens, temperature, with_entropy)
+        else:  # what the policy makes of its hidden states is its own
+            input_ids, attention_mask, _ = sequence
+            inputs = model_inputs(policy, input_ids, attention_mask, last=real.size(1))
+            result = self.policy(**inputs, output_hidden_states=with_hidden)
+            logits = result.logits[:, -real.size(1) :][real]
+            logprobs, entropy = logprobs_of(logits, tokens, temperature, with_entropy)
+            hidden = result.hidden_states[-1][:, -real.size(1) :][real] if with_hidden else None
+        return {"logprobs": logprobs} | ({"entropy": entropy} if with_entropy else {}), hidden
+
+    def _values(self, sequence: tuple[Tensor, Tensor, Tensor], hidden: Tensor | None) -> Tensor:
+        """Values [N] of the states a token is chosen in; `hidden` [N, H] are the policy's, which a shared value reads."""
+        if self.value_reads_policy:
+            return self.value(hidden)
+        if isinstance(self.value, ValueHead):
+            with adapter(self.policy, self.value.adapter):
+                return self.value(states(without_adapter(self.policy).base_model, True, *sequence))
+        return self.value(*sequence)
 
     def _score(
         self, scorer: str, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
@@ -133,8 +156,11 @@ class PolicyWithValue(nn.Module):
             hidden = states(policy.base_model, True, input_ids, attention_mask, last_cells(attention_mask))
         return head(hidden)
 
-    def respond(self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-        """Responses [B, R] to left-padded prompts [B, P]; see `generation`."""
+    def respond(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, sampling: Sampling
+    ) -> dict[str, Tensor]:
+        """Responses to left-padded prompts [B, P], and what was known of each token when it was chosen: `generation`."""
         if self.packs:
-            return generate(without_adapter(self.policy), prompt_ids, prompt_mask, uniforms, sampling)
+            value = self.value if self.value_reads_policy else None
+            return generate(without_adapter(self.policy), prompt_ids, prompt_mask, uniforms, sampling, value)
         return generate_plain(self.policy, prompt_ids, prompt_mask, uniforms, sampling)

@@ -19,6 +19,7 @@ from recipes.rlhf.generation import Sampling
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import left_pad, select
 from recipes.rlhf.ppo_rewards import Rewards
+from recipes.rlhf.ppo_vllm import VLLMResponder
 from recipes.rlhf.trunk import adapter, on_device
 
 SEQUENCE = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
@@ -49,6 +50,7 @@ class ResponseSampler:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
         rewards: Rewards,
+        policy: nn.Module,
         ref_model: nn.Module | None,
     ):
         self.args, self.tokenizer, self.accelerator = args, tokenizer, accelerator
@@ -56,29 +58,52 @@ class ResponseSampler:
         sharded = is_deepspeed_zero3_enabled() or accelerator.distributed_type == DistributedType.FSDP
         synchronize = sharded and accelerator.num_processes > 1
         self.sampling = Sampling(args.temperature, rewards.stop_token_id, tokenizer.pad_token_id, synchronize)
+        self.vllm = (
+            VLLMResponder(args, policy, accelerator, tokenizer, rewards.stop_token_id) if args.use_vllm else None
+        )
         self.seconds: dict[str, float] = defaultdict(float)
+
+    def take_weights(self) -> None:
+        """Hands the policy's weights, which may have changed, to an engine that has copies of its own."""
+        if self.vllm is not None:
+            with self.phase("weights to vLLM"):
+                self.vllm.engine.sync_weights()
 
     @torch.no_grad()
     def sample(
-        self, model: nn.Module, examples: list[dict], uniforms: Tensor, prepared: bool = True
+        self,
+        model: nn.Module,
+        examples: list[dict],
+        uniforms: Tensor,
+        prepared: bool = True,
+        with_value: bool = True,
     ) -> dict[str, Tensor]:
         """One response to each prompt, drawn with its own random numbers in [0, 1) [B, response_length].
 
         `prepared`: whether training has wrapped the model, so that ZeRO-3 may have to gather its weights.
 
         Returns `prompt_ids`, `prompt_mask` [B, P], `response_ids`, `response_mask` [B, R]; `logprobs`, `entropy`,
-        `values` and, under a KL penalty, `ref_logprobs` [B, R], 0 at the padding; `scores` [B, reward functions].
+        where asked `values` and, under a KL penalty, `ref_logprobs` [B, R], 0 at the padding; `scores` [B, reward
+        functions]. What generation knew of its tokens is not worked out again: of most decoders their log-probabilities
+        and entropy, and the values that read the policy's own states.
         """
         device = self.args.device
         prompts = left_pad([example["prompt_ids"] for example in examples], self.tokenizer.pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in prompts.items()}
 
         with self.accelerator.autocast(), self.phase("generation"):
-            response_ids = self._generate(model, batch, uniforms.to(device), prepared)
-            mask = ppo_math.response_mask(response_ids, self.rewards.stop_token_id)
-            batch = select(batch | {"response_ids": response_ids, "response_mask": mask}, torch.arange(len(examples)))
+            drawn = self._generate(model, batch, uniforms.to(device), prepared)
+            mask = ppo_math.response_mask(drawn["response_ids"], self.rewards.stop_token_id)
+            batch = select(batch | drawn | {"response_mask": mask}, torch.arange(len(examples)))
+            outputs = {name: batch[name] for name in drawn if name != "response_ids"}
         with self.accelerator.autocast(), self.phase("log-probabilities"):
-            outputs = self._forward(model, batch, with_entropy=True)
+            missing = {
+                "with_policy": "logprobs" not in outputs,
+                "with_entropy": "entropy" not in outputs,
+                "with_value": with_value and "values" not in outputs,
+            }
+            if any(missing.values()):
+                outputs |= self._forward(model, batch, **missing)
             if self.ref_model is not None:
                 with on_device(self.ref_model, device):
                     outputs["ref_logprobs"] = self._forward(self.ref_model, batch, with_value=False)["logprobs"]
@@ -116,21 +141,24 @@ class ResponseSampler:
     def _chunks(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         return torch.arange(len(batch["prompt_ids"])).split(self.args.local_rollout_forward_batch_size)
 
-    def _generate(self, model: nn.Module, prompts: dict[str, Tensor], uniforms: Tensor, prepared: bool) -> Tensor:
-        """Responses [B, response_length] to left-padded prompts; what follows a stop token is padding."""
-        responses = torch.full_like(uniforms, self.tokenizer.pad_token_id, dtype=torch.long)
+    def _generate(
+        self, model: nn.Module, prompts: dict[str, Tensor], uniforms: Tensor, prepared: bool
+    ) -> dict[str, Tensor]:
+        """What `generation` returns, for the left-padded prompts of all chunks; of vLLM, `response_ids` alone."""
+        if self.vllm is not None:
+            return self.vllm.respond(**prompts)
         if isinstance(model, FSDPModule):
-            with gathered_once(model, self.accelerator.state.fsdp_plugin.reshard_after_forward):
-                for rows in self._chunks(prompts):
-                    chunk = select(prompts, rows)
-                    responses[rows] = model(**chunk, uniforms=uniforms[rows], sampling=self.sampling)
-            return responses
-        gather = self.args.ds3_gather_for_generation and prepared  # before training they are whole
-        with unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather) as unwrapped:
-            for rows in self._chunks(prompts):
-                chunk = select(prompts, rows)
-                responses[rows] = unwrapped.respond(**chunk, uniforms=uniforms[rows], sampling=self.sampling)
-        return responses
+            ready, respond = gathered_once(model, self.accelerator.state.fsdp_plugin.reshard_after_forward), model
+        else:
+            gather = self.args.ds3_gather_for_generation and prepared  # before training they are whole
+            ready = unwrap_model_for_generation(model, self.accelerator, gather_deepspeed3_params=gather)
+            respond = self.accelerator.unwrap_model(model).respond
+        with ready:
+            parts = [
+                respond(**select(prompts, rows), uniforms=uniforms[rows], sampling=self.sampling)
+                for rows in self._chunks(prompts)
+            ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _scores(self, model: nn.Module, batch: dict[str, Tensor], scorer: str) -> Tensor:
         sequence = {name: batch[name] for name in SEQUENCE}

@@ -27,6 +27,7 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -37,7 +38,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import identity
 
@@ -56,7 +57,7 @@ from recipes.rlhf.ppo_pretraining import PretrainingTexts
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 from recipes.rlhf.ppo_roles import cast_roles
 from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
-from recipes.rlhf.trunk import whole_weights, without_adapter
+from recipes.rlhf.trunk import release_freed_memory, whole_weights, without_adapter
 
 logger = get_logger(__name__)
 
@@ -163,7 +164,8 @@ class PPOTrainer(PPOCheckpoints):
         )
         self.ref_model = self._freeze(roles.reference) if roles.reference is not None else None
         self.rewards.freeze(self._freeze)
-        self.sampler = ResponseSampler(args, tokenizer, self.accelerator, self.rewards, self.ref_model)
+        policy = self.model.policy
+        self.sampler = ResponseSampler(args, tokenizer, self.accelerator, self.rewards, policy, self.ref_model)
         if args.kl_stop is not None and self.is_deepspeed_enabled:
             raise UserError("kl_stop skips optimizer steps, which DeepSpeed cannot: leave it out")
         self.kl_coef, self.stopped = args.kl_coef, False
@@ -255,6 +257,7 @@ class PPOTrainer(PPOCheckpoints):
         first = args.process_index * self.local_rollout_size
         keys = [(SAMPLING, number, row) for row in range(first, first + len(examples))]
         self.model_wrapped.eval()
+        self.sampler.take_weights()
         batch = self._sample(self.model_wrapped, examples, keys)
         batch = {name: self._gather(name, tensor) for name, tensor in batch.items()}
 
@@ -310,13 +313,20 @@ class PPOTrainer(PPOCheckpoints):
             tensor = self.accelerator.pad_across_processes(tensor, dim=1, pad_first=name.startswith("prompt_"))
         return self.accelerator.gather(tensor)
 
-    def _sample(self, model: nn.Module, examples: list[dict], keys: list[tuple[int, ...]]) -> dict[str, Tensor]:
+    def _sample(
+        self, model: nn.Module, examples: list[dict], keys: list[tuple[int, ...]], with_value: bool = True
+    ) -> dict[str, Tensor]:
         """`ResponseSampler.sample`, each response drawn with the random numbers of its key."""
         length = self.args.response_length
         uniforms = torch.stack([torch.rand(length, generator=self._generator(*key)) for key in keys])
-        return self.sampler.sample(model, examples, uniforms, prepared=self.state.max_steps > 0)
+        return self.sampler.sample(model, examples, uniforms, self.state.max_steps > 0, with_value)
 
     # ---- optimisation ----
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        # PEFT casts what enters an adapter to its float32, and autocast casts that back, for every linear layer
+        with disable_input_dtype_casting(self.model, active=self.args.bf16):
+            return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         """Policy loss + vf_coef * value loss - entropy_coef * entropy, summed over the tokens of this micro-batch.
@@ -332,6 +342,7 @@ class PPOTrainer(PPOCheckpoints):
         sequence = {name: inputs[name] for name in SEQUENCE}
         ptx = inputs.get("ptx")
         outputs = model(**sequence, temperature=args.temperature, with_entropy=args.entropy_coef > 0, ptx=ptx)
+        release_freed_memory()
         logprobs, values, old = outputs["logprobs"] * mask, outputs["values"] * mask, inputs
         policy, ratio, clipped = ppo_math.policy_loss(
             logprobs, old["logprobs"], old["advantages"], args.cliprange, args.dual_clip
@@ -422,12 +433,13 @@ class PPOTrainer(PPOCheckpoints):
         if untrained:
             self.model.to(self.args.device)
         self.model_wrapped.eval()
+        self.sampler.take_weights()
         self.callback_handler.eval_dataloader = dataloader
         tables, first = [], self.args.process_index * self.args.eval_batch_size
         with whole_weights(self.model) if untrained else nullcontext():
             for examples in dataloader:
                 keys = [(EVALUATION, row) for row in range(first, first + len(examples))]
-                columns = self.sampler.metrics(self._sample(self.model_wrapped, examples, keys))
+                columns = self.sampler.metrics(self._sample(self.model_wrapped, examples, keys, with_value=False))
                 tables.append(self.accelerator.gather_for_metrics(torch.stack(list(columns.values()), dim=1)))
                 first += self.args.eval_batch_size * self.args.world_size
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

@@ -55,7 +55,8 @@ def sample(
     sampling = Sampling(temperature, stop_token_id=eos, pad_token_id=pad)
     for rows in torch.arange(len(ids), device=device).split(BATCH):
         chunk = select({name: tokens[name] for name in ("prompt_ids", "prompt_mask")}, rows)
-        tokens["response_ids"][rows] = model.respond(**chunk, uniforms=uniforms[rows], sampling=sampling)
+        drawn = model.respond(**chunk, uniforms=uniforms[rows], sampling=sampling)
+        tokens["response_ids"][rows] = drawn["response_ids"]
     tokens["response_mask"] = ppo_math.response_mask(tokens["response_ids"], eos)
     ended = ((tokens["response_ids"] == eos) & tokens["response_mask"].bool()).any(dim=1)
     real = [row[mask.bool()].tolist() for row, mask in zip(tokens["response_ids"], tokens["response_mask"])]

@@ -1,6 +1,8 @@
 """What PPO asks of any transformers model: its last hidden states, its adapters on and off, its weights in one piece."""
 
+import ctypes
 import inspect
+import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -152,6 +154,13 @@ def whole_weights(*models: nn.Module) -> AbstractContextManager:
 
     parameters = [parameter for model in models for parameter in model.parameters()]
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def release_freed_memory() -> None:
+    """Has glibc give freed memory back; it keeps pieces between those in use, a tenth of PPO's peak on a CPU."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

@@ -32,8 +32,8 @@ STAGES = {
     RLOO: ([SFT, REWARD], GROUPS),
     GRPO: ([SFT, REWARD], GROUPS),
     "rlhf/evaluate/quickstart": ([BASE, SFT, REWARD, PPO], COMPARED),
-    "rlhf/evaluate/ppo-forms": ([BASE, SFT, REWARD, PPO, *PPO_FORMS], COMPARED),
-    "rlhf/evaluate/methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
+    "rlhf/evaluate/quickstart-forms": ([BASE, SFT, REWARD, PPO, *PPO_FORMS], COMPARED),
+    "rlhf/evaluate/quickstart-methods": ([BASE, SFT, REWARD, DPO, KTO, RLOO, GRPO, PPO], COMPARED),
     # Those that start processes of their own and compare them: two processes, one small thing each.
     "distributed/collectives/quickstart": ([], ["--processes", "[2]", "--message_bytes", "[1024]", "--repeats", "1"]),
     "distributed/data_parallel/quickstart": (
@@ -88,8 +88,7 @@ def make(main, runs_dir, request):
 
 
 def test_every_quickstart_is_here():
-    of_the_chain = ("quickstart", "methods", "ppo-forms")
-    assert set(STAGES) == {config.name for config in configs() if config.path.stem.startswith(of_the_chain)}
+    assert set(STAGES) == {config.name for config in configs() if config.path.stem.startswith("quickstart")}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -110,7 +109,7 @@ def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
         assert result["trained_parameters"] < result["parameters"]
     if name.startswith("rlhf/evaluate"):
         forms = [form.replace("quickstart", "ppo").rpartition("/")[2] for form in PPO_FORMS]
-        methods = {"methods": ["dpo", "kto", "rloo", "grpo", "ppo"], "ppo-forms": ["ppo", *forms]}
+        methods = {"quickstart-methods": ["dpo", "kto", "rloo", "grpo", "ppo"], "quickstart-forms": ["ppo", *forms]}
         methods = methods.get(Path(name).name, ["ppo"])
         assert list(result["metrics"]["policies"]) == ["base", "sft", *methods, "best_of_n"]
         assert (folder / "samples.md").exists()

@@ -179,7 +179,7 @@ def test_responses_are_those_of_each_prompt_alone(name, attention):
         ids = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
         for step in range(length):
             logits = model(ids[None]).logits[:, -1] / temperature
-            token = ppo_math.inverse_cdf_sample(logits, uniforms[row, step : step + 1])
+            token = ppo_math.inverse_cdf_sample(logits.softmax(-1), uniforms[row, step : step + 1])
             expected[row, step] = token
             ids = torch.cat([ids, token])
     for stop in (None, expected[0, 1].item()):
@@ -188,7 +188,26 @@ def test_responses_are_those_of_each_prompt_alone(name, attention):
         prompts = {key: batch[key] for key in ("prompt_ids", "prompt_mask")}
         sampling = Sampling(temperature, stop, pad_token_id=0)
         for way in (generate, generate_plain):
-            assert way(model, **prompts, uniforms=uniforms, sampling=sampling).tolist() == wanted.tolist()
+            drawn = way(model, **prompts, uniforms=uniforms, sampling=sampling)
+            assert drawn["response_ids"].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", PACKED)
+def test_what_generation_knows_of_its_tokens_is_what_a_pass_over_them_finds(name, attention):
+    """Log-probabilities, entropies and values of sequences of many lengths, in a batch that shrinks."""
+    both = PolicyWithValue(make(PACKED[name], attention), ValueHead(32))
+    torch.nn.init.normal_(both.value.weight)
+    batch, uniforms = a_batch(), torch.rand(3, 6, generator=torch.Generator().manual_seed(1))
+    prompts = {key: batch[key] for key in ("prompt_ids", "prompt_mask")}
+    sampling = Sampling(0.7, None, pad_token_id=0)
+    stop = both.respond(**prompts, uniforms=uniforms, sampling=sampling)["response_ids"][0, 1].item()
+    drawn = both.respond(**prompts, uniforms=uniforms, sampling=Sampling(0.7, stop, pad_token_id=0))
+    mask = ppo_math.response_mask(drawn["response_ids"], stop)
+    assert mask.sum() < mask.numel()
+    found = both(**prompts, response_ids=drawn["response_ids"], response_mask=mask, temperature=0.7, with_entropy=True)
+    for key in ("logprobs", "entropy", "values"):
+        torch.testing.assert_close(drawn[key] * mask, found[key], atol=1e-5, rtol=1e-5)
 
 
 def test_sizes_are_rounded_by_little_to_few():

@@ -24,21 +24,21 @@ def normal(*shape, seed=0):
 def test_inverse_cdf_draws_each_token_with_its_probability():
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -torch.inf])
     uniforms = (torch.arange(20000) + 0.5) / 20000
-    tokens = ppo_math.inverse_cdf_sample(logits.expand(20000, -1), uniforms)
+    tokens = ppo_math.inverse_cdf_sample(logits.softmax(-1).expand(20000, -1), uniforms)
     shares = torch.bincount(tokens, minlength=5) / 20000
     torch.testing.assert_close(shares, logits.softmax(-1), atol=1e-4, rtol=0)
 
 
 def test_inverse_cdf_draws_no_impossible_token_at_the_ends():
-    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 1.0, -torch.inf]])
-    assert ppo_math.inverse_cdf_sample(logits, torch.tensor([0.0])).item() == 1
-    assert ppo_math.inverse_cdf_sample(logits, torch.tensor([1 - 2**-23])).item() == 3
+    shares = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    assert ppo_math.inverse_cdf_sample(shares, torch.tensor([0.0])).item() == 1
+    assert ppo_math.inverse_cdf_sample(shares, torch.tensor([1 - 2**-23])).item() == 3
 
 
 def test_inverse_cdf_of_a_row_does_not_depend_on_the_other_rows():
-    logits, uniforms = normal(6, 50), torch.linspace(0.05, 0.95, 6)
-    together = ppo_math.inverse_cdf_sample(logits, uniforms)
-    alone = torch.cat([ppo_math.inverse_cdf_sample(logits[i : i + 1], uniforms[i : i + 1]) for i in range(6)])
+    shares, uniforms = normal(6, 50).softmax(-1), torch.linspace(0.05, 0.95, 6)
+    together = ppo_math.inverse_cdf_sample(shares, uniforms)
+    alone = torch.cat([ppo_math.inverse_cdf_sample(shares[i : i + 1], uniforms[i : i + 1]) for i in range(6)])
     assert torch.equal(together, alone)
 
 

@@ -425,8 +425,8 @@ def test_an_adapters_reference_is_its_base_which_is_not_trained(tmp_path, ready_
     assert trainer.ref_model is None
     trainer.train()
     logs = logs_of(trainer)
-    assert logs[0]["kl"] == 0
-    assert logs[1]["kl"] != 0
+    assert abs(logs[0]["kl"]) < 1e-5  # the policy's is of generation, the reference's of a pass over the responses
+    assert abs(logs[1]["kl"]) > 1e-3
 
     trainer.save_model()
     adapter = load_file(tmp_path / "adapter_model.safetensors")
