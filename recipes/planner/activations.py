@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
@@ -152,7 +153,8 @@ def _run(
             if weight.requires_grad:  # gradients of weights have a column of their own
                 weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         states = torch.empty(sequences, length, architecture.hidden, dtype=numbers.weights, requires_grad=True)
-        with computing(numbers) as live:
+        as_it_comes = adapter is not None and not adapter.casts
+        with computing(numbers) as live, disable_input_dtype_casting(model, active=as_it_comes):
             inputs = {"inputs_embeds": states, "use_cache": False}
             states = functional_call(trunk, weights | buffers, kwargs=inputs).last_hidden_state
             kept = live.now

@@ -138,10 +138,14 @@ def build(config: PreTrainedConfig, device: str, **options: Any) -> PreTrainedMo
 
 @dataclass(frozen=True)
 class Adapter:
-    """A `peft` block as text, and whether its weights are kept in float32 where the model's are not."""
+    """A `peft` block as text.
+
+    `in_float32`: its weights are float32 where the model's are not. `casts`: what enters it is cast to them, as PEFT does.
+    """
 
     block: str
     in_float32: bool = True
+    casts: bool = True
 
     def attach(self, model: PreTrainedModel) -> PreTrainedModel:
         """Puts the adapter into the model and freezes everything else."""

@@ -98,16 +98,31 @@ def _of_data(workload: Workload, layout: Layout, cluster: Cluster) -> list[Traff
     others = sum(role.parameters for role in workload.others)
     if workload.rollout is None:
         return messages if not others else [*messages, message("other models", "all-gather", others, count)]
-    rollout, steps, sampling, often = workload.rollout, workload.steps_per_rollout, every, 1.0
-    if layout.sharding == "fsdp2":  # of the value model only what is in one unit with the policy
-        sampling -= workload.value.parameters - workload.value.embedding if workload.value else 0
-        often = 1 if rollout.gathered_once else rollout.length * rollout.chunks
-    scoring = rollout.passes * every + others
+    rollout, steps = workload.rollout, workload.steps_per_rollout
+    sampling, often, scoring = _of_rollout(one)
     return [
         *messages,
         message("weights, sampling", "all-gather", sampling, often / steps, overlaps=False),
-        message("all models, scoring", "all-gather", scoring, rollout.chunks / steps),
+        message("all models, scoring", "all-gather", scoring + others, rollout.chunks / steps),
     ]
+
+
+def _of_rollout(one: Process) -> tuple[float, int, float]:
+    """Parameters that are gathered to sample, how often, and those to measure a chunk of what was sampled.
+
+    By then the log-probabilities are known, and values that are read from the policy's own states.
+    """
+    workload, rollout, value = one.workload, one.workload.rollout, one.workload.value
+    sharded = one.layout.sharding == "fsdp2"
+    # FSDP2 has the value's embedding in one unit with what is around the policy's layers: one comes with the other
+    apart = value.parameters - value.embedding if value else 0
+    policy = one.every - apart
+    sampling = policy if sharded else one.every
+    often = rollout.length * rollout.chunks if sharded and not rollout.gathered_once else 1
+    scoring = policy * (rollout.based + (value is not None and value.form == "adapter"))
+    if value is not None and value.form == "separate":
+        scoring += apart + (one.root_bytes / one.computed if sharded else value.embedding)
+    return sampling, often, scoring
 
 
 def _of_tensor(workload: Workload, layout: Layout) -> list[Traffic]:

@@ -140,7 +140,7 @@ def _lighter(workload: Workload) -> Iterator[tuple[str, Workload]]:
     if workload.adapter is None:
         others = tuple(role for role in workload.others if role.name != "reference")  # the base is one
         based = len(others) < len(workload.others)
-        rollout = workload.rollout and replace(workload.rollout, passes=workload.rollout.passes + based)
+        rollout = workload.rollout and replace(workload.rollout, based=based)
         workload = workload.changed(adapter=Adapter(json.dumps(LORA)), others=others, rollout=rollout)
         yield "--peft '{method: lora, r: 16, target_modules: all-linear}'", workload
     if not workload.quantised:

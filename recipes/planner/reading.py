@@ -1,6 +1,7 @@
 """From a config to a workload: which model it names, how long its sequences are, what its method keeps beside the model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,13 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         loss="full" if recipe.startswith("pretraining") else "tiles",
         sync_each_batch=_syncs_each_batch(args),
     )
+    if getattr(args, "use_vllm", False):
+        share = (
+            f"{args.vllm_gpu_memory_utilization:.0%} of each GPU"
+            if args.vllm_mode == "colocate"
+            else "GPUs of its own"
+        )
+        notes.append(f"responses are planned as sampled by the model itself; vLLM takes {share} and is faster")
     if hasattr(args, "response_length"):
         workload = _with_ppo(workload, args, resolved, prompt_tokens, notes)
     elif hasattr(args, "max_completion_length"):
@@ -210,12 +218,13 @@ def _with_ppo(
     prompt = _prompt(args, prompt_tokens, notes)
     together = min(args.local_rollout_forward_batch_size, count)
     return workload.changed(
+        adapter=workload.adapter and replace(workload.adapter, casts=not workload.bf16),  # see PPOTrainer.train
         loss="blocks",
         length=prompt + args.response_length,
         value=value,
         others=(*reference, *_roles(rewards)),
         offloaded=args.offload_frozen,
-        rollout=Rollout(prompt, args.response_length, count, together, args.num_ppo_epochs, passes=1 + based),
+        rollout=Rollout(prompt, args.response_length, count, together, args.num_ppo_epochs, based=based),
     )
 
 
@@ -231,7 +240,7 @@ def _with_groups(
     return workload.changed(
         length=prompt + length,
         others=(*reference, *_roles(_rewards(resolved))),
-        rollout=Rollout(prompt, length, count, count, args.num_iterations, gathered_once=False, passes=int(based)),
+        rollout=Rollout(prompt, length, count, count, args.num_iterations, gathered_once=False, based=based),
     )
 
 

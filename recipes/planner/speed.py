@@ -91,8 +91,8 @@ def _offloading(workload: Workload, layout: Layout, cluster: Cluster, count: int
 def _sampling(workload: Workload, layout: Layout, cluster: Cluster, rate: float) -> float:
     """A rollout's part in each of its steps: every token reads all weights and the cache so far from the GPU's memory.
 
-    Then policy, value, reference and reward models pass over all of it. A lower bound: it leaves out what Python needs
-    to launch the kernels of a token.
+    Then a value with a trunk of its own, reference and reward models pass over all of it. A lower bound: it leaves out what
+    Python needs to launch the kernels of a token.
     """
     rollout, model = workload.rollout, workload.architecture
     numbers = workload.numbers(layout.sharding)
@@ -101,7 +101,7 @@ def _sampling(workload: Workload, layout: Layout, cluster: Cluster, rate: float)
     layers, head = forward_operations(workload)
     weights = model.parameters * numbers.width
     step = max((weights + cache) / bandwidth, rollout.together * (layers + head) / rate)
-    passes = rollout.passes + workload.trunks - 1
-    scored = passes * layers + rollout.passes * head + sum(2 * role.parameters for role in workload.others)
+    scored = (workload.trunks - 1 + rollout.based) * layers + rollout.based * head
+    scored += sum(2 * role.parameters for role in workload.others)
     scored *= rollout.responses * (rollout.prompt + rollout.length)
     return (rollout.chunks * rollout.length * step + scored / rate) / workload.steps_per_rollout

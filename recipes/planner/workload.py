@@ -51,8 +51,8 @@ class Rollout:
     """What is sampled for a policy to learn from, on one process.
 
     `responses` in all, `together` at a time, each `prompt` + `length` tokens at most; `epochs` passes over them.
-    `gathered_once`: weights that FSDP2 has put together for one token stay so for the others. `passes` of the policy over
-    it before it learns: for its log-probabilities, and without its adapter where that is the reference.
+    `gathered_once`: weights that FSDP2 has put together for one token stay so for the others. `based`: the policy without
+    its adapter is the reference, and passes over it once more.
     """
 
     prompt: int
@@ -61,7 +61,7 @@ class Rollout:
     together: int
     epochs: int
     gathered_once: bool = True
-    passes: int = 1
+    based: bool = False
 
     @property
     def chunks(self) -> int:
@@ -185,7 +185,10 @@ class Workload:
     def activations(self, sharding: str, tensor: int = 1) -> Activations:
         """Of one micro-batch in one trunk, with the layers' matrices split over `tensor` processes."""
         architecture = self.architecture.split(tensor) if tensor > 1 else self.architecture
-        return of_layers(architecture, self.numbers(sharding), self.sequences, self.length, self.adapter)
+        adapter, numbers = self.adapter, self.numbers(sharding)
+        if adapter is not None and numbers.weights == torch.bfloat16 and sharding != "ddp":
+            adapter = replace(adapter, in_float32=False)  # cast like all else
+        return of_layers(architecture, numbers, self.sequences, self.length, adapter)
 
     def logits(self, sharding: str, on_cpus: bool = False) -> int:
         """Bytes at the peak of head and loss."""

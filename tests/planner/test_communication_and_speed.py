@@ -73,7 +73,10 @@ def test_a_rollout_is_gathered_once_and_scored_in_chunks(workload, cluster, llam
 
     found = messages(policy)
     assert found["weights, sampling"] == 2 * (llama.parameters + llama.embedding) / 2
-    assert found["all models, scoring"] == 2 * 3 * llama.parameters * 4 / 2
+    root = 2 * llama.embedding + llama.head  # with the value's layers comes what is in one unit with its embedding
+    assert found["all models, scoring"] == 2 * (2 * llama.parameters - llama.embedding + root) * 4 / 2
+    shared = messages(policy.changed(value=Value("shared", llama.hidden)))
+    assert shared["all models, scoring"] == 2 * llama.parameters * 4 / 2  # the reference's alone
     anew = messages(policy.changed(rollout=dataclasses.replace(rollout, gathered_once=False)))
     assert anew["weights, sampling"] == 8 * 4 * found["weights, sampling"]  # for each token of each chunk
 

@@ -91,7 +91,7 @@ def test_ppo_has_its_four_models(workload_of, value, trunks, roles):
     policy, head = found.architecture, found.architecture.head
     extra = {"separate": policy.parameters - head + 2048, "shared": 2048, "adapter": 2048}
     assert (found.value.form, found.value.parameters) == (value, extra[value])
-    assert found.rollout.passes == (2 if value == "adapter" else 1)  # once more without the adapter, for the reference
+    assert found.rollout.based == (value == "adapter")  # the policy without its adapter is the reference
     assert found.rollout.responses == 64
     assert found.tokens == 1_000_000 * 4 * (256 + 53)
 
@@ -100,6 +100,11 @@ def test_a_reward_function_needs_no_model(workload_of):
     found = workload_of("rlhf/grpo/qwen2.5-0.5b-gsm8k")
     assert [role.name for role in found.others if role.name.startswith("reward")] == []
     assert not found.rollout.gathered_once  # TRL's own generation under FSDP2
+
+
+def test_an_engine_is_spoken_of(workload_of):
+    (note,) = workload_of("rlhf/ppo/quickstart", "--use_vllm", "true", prompt_tokens=8).notes
+    assert "vLLM takes 30% of each GPU" in note
 
 
 def test_reward_adapters_stand_on_the_policys_base(workload_of, tmp_path):
