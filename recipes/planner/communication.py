@@ -112,7 +112,7 @@ def _of_rollout(one: Process) -> tuple[float, int, float]:
 
     By then the log-probabilities are known, and values that are read from the policy's own states.
     """
-    workload, rollout, value = one.workload, one.workload.rollout, one.workload.value
+    rollout, value = one.workload.rollout, one.workload.value
     sharded = one.layout.sharding == "fsdp2"
     # FSDP2 has the value's embedding in one unit with what is around the policy's layers: one comes with the other
     apart = value.parameters - value.embedding if value else 0
