@@ -213,6 +213,7 @@ def measure_all(names: list[str]) -> None:
         if name not in known:
             raise UserError(f"no case '{name}'{did_you_mean(name, known)}")
     record = read_json(MEASURED) or {"rows": {}}
+    record["rows"] = {name: row for name, row in record["rows"].items() if name in known}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         prepare(data)
