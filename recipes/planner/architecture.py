@@ -154,6 +154,7 @@ class Adapter:
         config = ModelConfig(model_name_or_path=model.config._name_or_path, peft=json.loads(self.block))
         return get_peft_model(model, config.peft_config("CAUSAL_LM"), autocast_adapter_dtype=self.in_float32)
 
+    @lru_cache(maxsize=64)  # noqa: B019  # a few numbers
     def parameters(self, architecture: Architecture) -> int:
         """How many parameters it trains."""
         with torch.device("meta"):
