@@ -232,7 +232,6 @@ def test_the_command_prints_tables_and_draws_a_plot(run, tmp_path):
         "optimizer",
         "activations",
         "logits",
-        "cache",
         "total",
         "tokens/s",
         "days",
