@@ -1,4 +1,4 @@
-"""python -m recipes list | show CONFIG | validate [CONFIG …] | run CONFIG [--launch PROFILE] [--key value …] | results"""
+"""python -m recipes list | show CONFIG | validate [CONFIG …] | plan CONFIG | run CONFIG [--launch PROFILE] | results"""
 
 import argparse
 import importlib
@@ -11,6 +11,8 @@ from pathlib import Path
 
 from recipes.core.catalog import Recipe, config_name, configs, find_config, launch_profile, recipes
 from recipes.core.errors import UserError, did_you_mean, report_user_errors
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def list_recipes() -> None:
@@ -94,6 +96,31 @@ def validate(names: Sequence[str]) -> None:
     print(f"{len(chosen)} configs are valid")
 
 
+def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """What a config needs on a cluster, layout by layout: memory, messages, time; loads no weights."""
+    for name in ("tokens", "prompt_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value:g}")
+    if options.plot is not None and options.plot.suffix not in PICTURES:
+        raise UserError(f"--plot: '{options.plot.suffix}' is no kind of picture; known: {', '.join(PICTURES)}")
+    path = find_config(options.config)
+    config = command_of(recipe_of(path)).parse(["--config", str(path), *overrides])
+    from recipes.planner import hardware, reading, report
+    from recipes.planner.plan import plan as plan_layouts
+
+    names = ("utilisation", "link_efficiency", "overhead_gib", "host_gib")
+    assumed = {name: getattr(options, name) for name in names}
+    cluster = hardware.cluster(options.gpu, options.gpus, options.nodes, options.network, **assumed)
+    tokens = None if options.tokens is None else round(options.tokens)
+    workload = reading.workload_of(config, options.prompt_tokens, tokens)
+    plans = plan_layouts(workload, cluster)
+    print(report.report(workload, cluster, plans))
+    if options.plot is not None:
+        report.draw(workload, cluster, plans, options.plot)
+        print(options.plot)
+
+
 def run(name: str, launch: str | None, processes: int | None, overrides: Sequence[str]) -> None:
     """Run a config, under an accelerate profile if one is named; prints the plain command first.
 
@@ -170,7 +197,25 @@ def main() -> None:
         dispatch()
 
 
-def dispatch() -> None:
+def _add_plan_options(planning: argparse.ArgumentParser) -> None:
+    planning.add_argument("config")
+    planning.add_argument("--gpus", type=int, default=1, help="GPUs in all")
+    planning.add_argument("--gpu", default="h100-80gb", help="a GPU of configs/plan/hardware.yaml")
+    planning.add_argument("--nodes", type=int, help="nodes they stand in; default: full ones")
+    planning.add_argument("--network", help="between nodes, of the same file; default: the GPU's usual one")
+    planning.add_argument("--tokens", type=float, help="tokens of the whole training, such as 2e9")
+    planning.add_argument("--prompt_tokens", type=int, help="tokens of a prompt that is answered; default: 256")
+    for name, what in {
+        "utilisation": "share of the peak that products reach",
+        "link_efficiency": "share of a link's rate that is reached",
+        "overhead_gib": "GiB of each GPU that no tensor fills",
+        "host_gib": "GiB of the host's memory for each GPU",
+    }.items():
+        planning.add_argument(f"--{name}", type=float, help=f"{what}; default: configs/plan/hardware.yaml")
+    planning.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the memory of every layout")
+
+
+def dispatch(argv: Sequence[str] | None = None) -> None:
     """Read the command line and do what it says."""
     parser = _Parser(prog="python -m recipes", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -179,6 +224,12 @@ def dispatch() -> None:
     showing.add_argument("config")
     validating = commands.add_parser("validate", help="check configs (all, unless named) without loading weights")
     validating.add_argument("configs", nargs="*")
+    planning = commands.add_parser(
+        "plan",
+        help="whether a config fits on GPUs, and how long it takes: plan CONFIG --gpus 8 --gpu h100-80gb",
+        allow_abbrev=False,
+    )
+    _add_plan_options(planning)
     running = commands.add_parser(
         "run",
         help="run a config: run CONFIG [--launch PROFILE [--num_processes N]] [--key value …]",
@@ -192,8 +243,8 @@ def dispatch() -> None:
     publishing = commands.add_parser("results", help="publish finished runs to results/ and the README's table")
     publishing.add_argument("--runs_dir", type=Path, default=Path("runs"))
     publishing.add_argument("--check", action="store_true", help="only compare them with what is committed")
-    options, overrides = parser.parse_known_args()
-    if overrides and options.command not in ("show", "run"):
+    options, overrides = parser.parse_known_args(argv)
+    if overrides and options.command not in ("show", "run", "plan"):
         parser.error(f"unknown words: {' '.join(overrides)}")
     match options.command:
         case "list":
@@ -202,6 +253,8 @@ def dispatch() -> None:
             show(options.config, overrides)
         case "validate":
             validate(options.configs)
+        case "plan":
+            plan(options, overrides)
         case "run":
             run(options.config, options.launch, options.num_processes, overrides)
         case "results":

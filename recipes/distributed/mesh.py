@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 from recipes.core import DataConfig, Run, UserError, recipe
 from recipes.distributed import mesh_report, mesh_step
-from recipes.distributed.llama_batch import SmallLlama
 from recipes.distributed.processes import spawn
+from recipes.distributed.small_llama import SmallLlamaTask
 
 
 @dataclass
-class MeshConfig(SmallLlama):
+class MeshConfig(SmallLlamaTask):
     """The model, its few steps, and the meshes of processes that take them."""
 
     meshes: list[list[int]] = field(
@@ -50,7 +50,7 @@ class MeshConfig(SmallLlama):
 
 @recipe
 def main(run: Run, data: DataConfig, method: MeshConfig) -> None:
-    batches = method.batches(data.load(("text",))["train"]["text"], method.max_steps)
+    batches = method.batches(data, method.max_steps, method.batch_size, method.seed)
 
     [(losses, gradients)] = spawn(mesh_step.train_whole, 1, method, batches)
     meshes = []

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.core.files import write_atomically
-from recipes.distributed.llama_batch import SmallLlama
 from recipes.distributed.mesh_step import AXES, Holding
+from recipes.distributed.small_llama import SmallLlamaTask
 
 Mesh = tuple[list[int], Sequence[Holding]]  # lengths of the axes; what each rank holds and found
 
@@ -69,7 +69,7 @@ def table(figures: list[dict[str, Any]], meshes: list[Mesh]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(task: SmallLlama, figures: list[dict[str, Any]], meshes: list[Mesh], path: Path) -> None:
+def draw(task: SmallLlamaTask, figures: list[dict[str, Any]], meshes: list[Mesh], path: Path) -> None:
     """For each mesh a row of small pictures, one a rank: the model as layers × heads, with what the rank has filled in.
 
     The color is the rank's share of the batch.
@@ -93,7 +93,7 @@ def draw(task: SmallLlama, figures: list[dict[str, Any]], meshes: list[Mesh], pa
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-def _draw_rank(axes: Any, task: SmallLlama, rank: int, holding: Holding) -> None:
+def _draw_rank(axes: Any, task: SmallLlamaTask, rank: int, holding: Holding) -> None:
     from matplotlib import colormaps
 
     color = colormaps["tab10"].colors[holding.place["data"]]

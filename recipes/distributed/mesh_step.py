@@ -48,7 +48,7 @@ class Holding:
 
 def train_whole(rank: int, task: "MeshConfig", batches: Tensor) -> tuple[list[float], dict[str, Tensor]]:
     """One process on the whole batches: the loss of each step, and the gradients of the first."""
-    model = task.build().to(device())
+    model = task.build(task.seed).to(device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=task.learning_rate)
     losses, first = [], {}
     for rows in batches.to(device()):
@@ -80,7 +80,7 @@ def train_on_mesh(task: "MeshConfig", shape: list[int], batches: Tensor, gradien
     place = dict(zip(AXES, mesh.get_coordinate()))
     data, pipeline, tensor = shape
 
-    model = task.build()
+    model = task.build(task.seed)
     split_llama(model, mesh["tensor"].get_group())
     module = LlamaStage(model, place["pipeline"], pipeline).to(device())
     stage = PipelineStage(module, place["pipeline"], pipeline, device(), group=mesh["pipeline"].get_group())

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 from recipes.core import DataConfig, Run, UserError, recipe
 from recipes.distributed import pipeline_report, pipeline_step
-from recipes.distributed.llama_batch import SmallLlama
 from recipes.distributed.processes import spawn
+from recipes.distributed.small_llama import SmallLlamaTask
 
 
 @dataclass
-class PipelineParallelConfig(SmallLlama):
+class PipelineParallelConfig(SmallLlamaTask):
     """The model, and the pipelines that it goes through."""
 
     stages: list[int] = field(default_factory=lambda: [2, 4], metadata={"help": "Lengths of the pipelines."})
@@ -58,7 +58,7 @@ class PipelineParallelConfig(SmallLlama):
 
 @recipe
 def main(run: Run, data: DataConfig, method: PipelineParallelConfig) -> None:
-    rows = method.batch(data.load(("text",))["train"]["text"])
+    rows = method.batches(data, 1, method.batch_size, method.seed)[0]
 
     [(loss, gradients)] = spawn(pipeline_step.whole_step, 1, method, rows)
     pipelines = {

@@ -44,7 +44,7 @@ class Outcome:
 
 def whole_step(rank: int, task: "PipelineParallelConfig", rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of the whole model on the whole batch: what every schedule has to find."""
-    model, rows = task.build().to(device()), rows.to(device())
+    model, rows = task.build(task.seed).to(device()), rows.to(device())
     loss = next_byte_loss(model(rows).logits, rows)
     loss.backward()
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -59,7 +59,7 @@ def run_schedules(
         rows: the whole batch (batch, length), which the schedules cut into micro-batches.
         gradients: the whole model's.
     """
-    stage = LlamaStage(task.build(), rank, dist.get_world_size()).to(device())
+    stage = LlamaStage(task.build(task.seed), rank, dist.get_world_size()).to(device())
     return [
         run_schedule(stage, name, count, task, rows.to(device()), gradients)
         for name in SCHEDULES

@@ -1,11 +1,11 @@
 """A small LLaMA on bytes of text: the job that is split among processes in one way or another."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipes.core import DataConfig, UserError
+from recipes.core import DataConfig, TaskConfig, UserError
 from recipes.distributed.processes import device
 from recipes.distributed.text_bytes import VOCABULARY, byte_stream
 
@@ -20,21 +20,35 @@ class SmallLlamaConfig:
     hidden_size: int = field(default=64, metadata={"help": "Width of the model."})
     intermediate_size: int = field(default=192, metadata={"help": "Hidden width of its feed-forward layers."})
     num_hidden_layers: int = field(default=4, metadata={"help": "Decoder layers."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads, which divide hidden_size."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Heads of the queries, which divide hidden_size."})
+    num_key_value_heads: int | None = field(
+        default=None, metadata={"help": "Heads of the keys and values; null: as many as of the queries."}
+    )
     tie_word_embeddings: bool = field(
         default=False, metadata={"help": "One matrix for bytes that come in and go out."}
     )
+    initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of the random weights."})
     max_length: int = field(default=64, metadata={"help": "Bytes in a row of a batch."})
 
     def __post_init__(self):
-        for key in fields(self):
-            least = 2 if key.name == "max_length" else 1  # a byte, and one to predict
-            if key.type is not bool and getattr(self, key.name) < least:
-                raise UserError(f"'{key.name}' must be at least {least}, not {getattr(self, key.name)}")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        least = dict.fromkeys(sizes, 1) | {"max_length": 2}  # a byte, and one to predict
+        for key, low in least.items():
+            if getattr(self, key) < low:
+                raise UserError(f"'{key}' must be at least {low}, not {getattr(self, key)}")
+        if self.initializer_range <= 0:
+            raise UserError(f"'initializer_range' must be above 0, not {self.initializer_range}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"'num_attention_heads' must be a multiple of 'num_key_value_heads' {self.num_key_value_heads}, "
+                f"not {self.num_attention_heads}"
+            )
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(
-                f"'hidden_size' must be a multiple of twice 'num_attention_heads' {self.num_attention_heads}, "
-                f"not {self.hidden_size}"
+                f"'hidden_size' must be a multiple of twice 'num_attention_heads' {self.num_attention_heads}: rotary "
+                f"positions turn pairs, not {self.hidden_size}"
             )
 
     def build(self, seed: int) -> "LlamaForCausalLM":
@@ -48,21 +62,39 @@ class SmallLlamaConfig:
             intermediate_size=self.intermediate_size,
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
-            num_key_value_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
             max_position_embeddings=self.max_length,
             tie_word_embeddings=self.tie_word_embeddings,
+            initializer_range=self.initializer_range,
             use_cache=False,
             bos_token_id=None,
             eos_token_id=None,
+            attn_implementation="sdpa",  # causal without a mask, which a stage of a pipeline relies on
         )
         return LlamaForCausalLM(config)
 
     def batches(self, data: DataConfig, steps: int, batch_size: int, seed: int) -> torch.Tensor:
-        """Bytes from random places of the training texts: (steps, batch_size, max_length) int64."""
+        """Bytes from random places of the training texts: (steps, batch_size, max_length) int64.
+
+        Raises:
+            UserError: the texts are too short.
+        """
         stream = byte_stream(data.load(("text",))["train"]["text"][:], self.max_length)
         generator = torch.Generator().manual_seed(seed)
         starts = torch.randint(0, len(stream) - self.max_length + 1, (steps, batch_size, 1), generator=generator)
         return stream[starts + torch.arange(self.max_length)]
+
+
+@dataclass
+class SmallLlamaTask(SmallLlamaConfig, TaskConfig):
+    """The model with its batch and seed, for recipes whose ways to split it ask for its shape."""
+
+    batch_size: int = field(default=8, metadata={"help": "Rows in the whole batch, over all processes."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise UserError(f"'batch_size' must be at least 1, not {self.batch_size}")
 
 
 def train_alone(

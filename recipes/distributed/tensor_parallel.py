@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 from recipes.core import DataConfig, Run, UserError, recipe
 from recipes.distributed import tensor_report, tensor_step
-from recipes.distributed.llama_batch import SmallLlama
 from recipes.distributed.processes import spawn
+from recipes.distributed.small_llama import SmallLlamaTask
 
 
 @dataclass
-class TensorParallelConfig(SmallLlama):
+class TensorParallelConfig(SmallLlamaTask):
     """The model, and the worlds that it is split over."""
 
     processes: list[int] = field(default_factory=lambda: [1, 2, 4], metadata={"help": "Sizes of the worlds; 1 first."})
@@ -33,11 +33,11 @@ class TensorParallelConfig(SmallLlama):
 
 @recipe
 def main(run: Run, data: DataConfig, method: TensorParallelConfig) -> None:
-    rows = method.batch(data.load(("text",))["train"]["text"])
+    rows = method.batches(data, 1, method.batch_size, method.seed)[0]
     tensor_report.check_gpus(method.processes)
 
     with tempfile.TemporaryDirectory() as folder:
-        method.build().save_pretrained(folder)
+        method.build(method.seed).save_pretrained(folder)
         worlds = {count: spawn(tensor_step.step, count, folder, rows) for count in method.processes}
 
     run.start()

@@ -6,7 +6,7 @@ from typing import Any
 from recipes.core import UserError
 from recipes.core.files import write_atomically
 from recipes.distributed.deviation import deviation, largest_deviation
-from recipes.distributed.llama_batch import SmallLlama
+from recipes.distributed.small_llama import SmallLlamaTask
 from recipes.distributed.split_linear import join
 from recipes.distributed.tensor_step import BY_HAND, BY_LIBRARY, parameter_formula, traffic_formula
 
@@ -26,7 +26,7 @@ def check_gpus(processes: list[int]) -> None:
         )
 
 
-def figures(task: SmallLlama, worlds: dict[int, list[dict[str, dict[str, Any]]]]) -> list[dict[str, Any]]:
+def figures(task: SmallLlamaTask, worlds: dict[int, list[dict[str, dict[str, Any]]]]) -> list[dict[str, Any]]:
     """One row for each plan and world: deviations, MiB of parameters and MiB sent a step by the fullest rank."""
     rows = []
     for plan in (BY_HAND, BY_LIBRARY):

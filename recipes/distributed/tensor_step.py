@@ -9,8 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from recipes.distributed.llama_batch import SmallLlama
 from recipes.distributed.processes import device
+from recipes.distributed.small_llama import SmallLlamaTask
 from recipes.distributed.split_linear import split_llama
 from recipes.distributed.text_bytes import VOCABULARY
 from recipes.distributed.traffic import Traffic, ring_bytes
@@ -75,7 +75,7 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def parameter_formula(task: SmallLlama, plan: str, processes: int) -> float:
+def parameter_formula(task: SmallLlamaTask, plan: str, processes: int) -> float:
     """Bytes of parameters that a process holds.
 
     The projections of the layers are split, and by the library's plan the embedding and the head as well.
@@ -89,7 +89,7 @@ def parameter_formula(task: SmallLlama, plan: str, processes: int) -> float:
     return FP32 * (split / processes + projections + ends + norms - split)
 
 
-def traffic_formula(task: SmallLlama, plan: str, processes: int) -> float:
+def traffic_formula(task: SmallLlamaTask, plan: str, processes: int) -> float:
     """Bytes that a process sends in a step, its collectives being rings.
 
     By hand a layer has the paper's 4 all-reduces of batch · length · width numbers. In the library's plan each of q, k, v,

@@ -12,7 +12,7 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 # How many configs each recipe has. A config that disappears is noticed here; after adding one, put the new number in.
 COUNTS = {
     "tokenization/train": 2,
-    "pretraining/causal": 2,
+    "pretraining/causal": 5,
     "finetuning/sft": 6,
     "rlhf/dpo": 3,
     "rlhf/evaluate": 7,

@@ -12,7 +12,7 @@ import pytest
 from recipes.core.catalog import FAMILIES, ROOT, Recipe, recipes
 
 SCRIPT_LINES, MODULE_LINES = 130, 540
-SHARED = {"core", "adapters", "embedded"}
+SHARED = {"core", "adapters", "embedded", "planner"}
 RECIPES = recipes()
 MODULES = sorted((ROOT / "recipes").rglob("*.py"))
 

@@ -15,6 +15,7 @@ TASK = MeshConfig(
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
+    initializer_range=0.25,
     batch_size=4,
     max_length=6,
     micro_batches=2,
@@ -30,7 +31,7 @@ def batches() -> torch.Tensor:
 
 def plain_training() -> tuple[list[float], dict[str, torch.Tensor]]:
     """The library's model and loss and torch's optimizer, without anything of ours."""
-    model = TASK.build()
+    model = TASK.build(TASK.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=TASK.learning_rate)
     losses, first = [], None
     for rows in batches():

@@ -24,6 +24,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "initializer_range": 0.25,
     "batch_size": 4,
     "max_length": 6,
     "stages": [2],
@@ -38,7 +39,7 @@ def batch() -> torch.Tensor:
 
 def test_stages_one_after_another_are_the_model_with_its_own_names():
     task, rows = PipelineParallelConfig(**TINY | {"num_hidden_layers": 6, "stages": [3]}), batch()
-    model = task.build()
+    model = task.build(task.seed)
     expected = model(rows, labels=rows)
     x, names = rows, []
     for stage in range(3):
@@ -58,7 +59,7 @@ def test_layers_are_dealt_out_in_order():
 def test_two_stages_find_the_loss_and_gradients_of_none_by_either_schedule():
     """The reference is the LLaMA itself, in this process; and the stages are watched on the way."""
     task, rows = PipelineParallelConfig(**TINY, forward_ms=10.0, repeats=2), batch()
-    model = task.build()
+    model = task.build(task.seed)
     loss = model(rows, labels=rows).loss
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -92,7 +93,7 @@ def test_two_stages_find_the_loss_and_gradients_of_none_by_either_schedule():
 def test_the_whole_step_is_that_of_the_library(monkeypatch):
     monkeypatch.setattr(pipeline_step, "device", lambda: torch.device("cpu"))
     task, rows = PipelineParallelConfig(**TINY), batch()
-    model = task.build()
+    model = task.build(task.seed)
     expected = model(rows, labels=rows).loss
     expected.backward()
     loss, gradients = pipeline_step.whole_step(0, task, rows)
