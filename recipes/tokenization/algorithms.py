@@ -105,7 +105,7 @@ def char_bpe(method: TokenizerConfig) -> tuple[Tokenizer, trainers.Trainer]:
     """
     tokenizer = Tokenizer(models.BPE(unk_token=method.unk_token, end_of_word_suffix=END_OF_WORD))
     tokenizer.normalizer = NORMALIZERS[method.normalization]()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), *_digits(method)])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
     return tokenizer, _bpe_trainer(method, end_of_word_suffix=END_OF_WORD)
 
@@ -117,7 +117,7 @@ def wordpiece(method: TokenizerConfig) -> tuple[Tokenizer, trainers.Trainer]:
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=method.unk_token))
     tokenizer.normalizer = NORMALIZERS[method.normalization]()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), *_digits(method)])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
     return tokenizer, _bpe_trainer(method, trainers.WordPieceTrainer)
 

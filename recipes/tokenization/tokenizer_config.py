@@ -16,6 +16,7 @@ MAY_BE_ONE = ({"bos", "cls"}, {"eos", "sep"})  # BART and RoBERTa begin and end 
 ONLY_FOR = {
     "min_frequency": (("byte_bpe", "char_bpe", "wordpiece"), 2),
     "limit_alphabet": (("char_bpe", "wordpiece"), None),
+    "split_digits": (("byte_bpe", "unigram", *SENTENCEPIECE), True),
     "add_dummy_prefix": (("unigram", *SENTENCEPIECE), True),
     "byte_fallback": (SENTENCEPIECE, True),
     "character_coverage": (SENTENCEPIECE, 0.9995),
@@ -53,7 +54,9 @@ class TokenizerConfig(TaskConfig):
     normalization: str = field(
         default="none", metadata={"help": "What is done to a text first.", "choices": NORMALIZATIONS}
     )
-    split_digits: bool = field(default=True, metadata={"help": "One token a digit, as LLaMA does."})
+    split_digits: bool | None = field(
+        default=None, metadata={"help": "All but char_bpe, wordpiece: one token a digit, as LLaMA; null for true."}
+    )
     pad_token: str | None = field(default="<|pad|>", metadata={"help": "Fills a batch; never the same as eos_token."})
     eos_token: str | None = field(default="<|end|>", metadata={"help": "Ends a document and an answer."})
     bos_token: str | None = field(default=None, metadata={"help": "Begins a document; may be cls_token."})
