@@ -21,16 +21,14 @@ def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[st
     decoded = [tokenizer.decode(ids) for ids in encoded]
     count = sum(map(len, encoded))
     normalizer = tokenizer.backend_tokenizer.normalizer
+    normalized = [normalizer.normalize_str(text) if normalizer else text for text in texts]
     return {
         "bytes_per_token": sum(len(text.encode()) for text in texts) / count,
         "tokens_per_word": count / sum(len(text.split()) for text in texts),
         "tokens_per_character": count / sum(map(len, texts)),
         "unknown_share": sum(ids.count(tokenizer.unk_token_id) for ids in encoded) / count,
         "round_trip_share": sum(back == text for back, text in zip(decoded, texts)) / len(texts),
-        "characters_kept_share": sum(
-            _squeeze(back) == _squeeze(normalizer.normalize_str(text) if normalizer else text)
-            for back, text in zip(decoded, texts)
-        )
+        "characters_kept_share": sum(_squeeze(back) == _squeeze(text) for back, text in zip(decoded, normalized))
         / len(texts),
     }
 

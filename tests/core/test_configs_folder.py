@@ -11,7 +11,9 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 
 # How many configs each recipe has. A config that disappears is noticed here; after adding one, put the new number in.
 COUNTS = {
-    "tokenization/train": 2,
+    "tokenization/compare": 3,
+    "tokenization/explain": 2,
+    "tokenization/train": 9,
     "pretraining/causal": 2,
     "finetuning/sft": 6,
     "rlhf/dpo": 3,
