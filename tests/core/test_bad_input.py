@@ -515,8 +515,13 @@ RLHF = [
     of("tokenization/train", "empty corpus", "holds no row", dataset_name="none.jsonl", files={"none.jsonl": "\n"}),
     of("tokenization/explain", "nothing to explain", "'text' is empty", text=" "),
     of("tokenization/explain", "letter that is not there", "the text has no 'x'", words=["ax"]),
-    of("tokenization/compare", "unknown algorithm", "no 'bpe'", algorithms=["bpe"]),
-    of("tokenization/compare", "nothing held out", "there is nothing to compare on", dataset_test_split=None),
+    of("tokenization/compare", "algorithm to compare that is not there", "no 'bpe'", algorithms=["bpe"]),
+    of(
+        "tokenization/compare",
+        "nothing held out to compare on",
+        "there is nothing to compare on",
+        dataset_test_split=None,
+    ),
     of(
         "tokenization/compare",
         "no such tokenizer",

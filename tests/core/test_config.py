@@ -363,7 +363,7 @@ def groups() -> list[type]:
         LabelConfig,
         EvaluateConfig,
     ]
-    return [RunConfig, DataConfig, ModelConfig, *trainers, *methods]
+    return [RunConfig, DataConfig, ModelConfig, *trainers, *tokenization, *methods]
 
 
 def right_values(hint) -> list:
