@@ -354,15 +354,8 @@ def groups() -> list[type]:
     from recipes.tokenization.train import TokenizerConfig
 
     trainers = [CausalConfig, SFTConfig, RewardConfig, PPOConfig, DPOConfig, KTOConfig, RLOOConfig, GRPOConfig]
-    methods = [
-        TokenizerConfig,
-        ExplainConfig,
-        CompareConfig,
-        PPORewardsConfig,
-        GroupRewardsConfig,
-        LabelConfig,
-        EvaluateConfig,
-    ]
+    tokenization = [TokenizerConfig, ExplainConfig, CompareConfig]
+    methods = [PPORewardsConfig, GroupRewardsConfig, LabelConfig, EvaluateConfig]
     return [RunConfig, DataConfig, ModelConfig, *trainers, *tokenization, *methods]
 
 
