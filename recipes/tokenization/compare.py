@@ -70,20 +70,19 @@ def main(run: Run, data: DataConfig, method: CompareConfig) -> None:
     together = [text for texts in held_out.values() for text in texts]
 
     opened = {corpus_name(source): open_published(source) for source in method.published}
+    texts = [text for corpus in corpora.values() for text in corpus["train"]["text"]]
     tokenizers, seconds = {}, {}
     for algorithm in method.algorithms:
         settings = method.settings_of(algorithm)
         began = perf_counter()
-        tokenizers[algorithm] = wrap(
-            learn((text for corpus in corpora.values() for text in corpus["train"]["text"]), settings), settings
-        )
+        tokenizers[algorithm] = wrap(learn(texts, settings), settings)
         seconds[algorithm] = perf_counter() - began
     table = {
         name: {
             "vocab_size": len(tokenizer),
             "training_seconds": seconds.get(name),
             "megabytes_per_second": encode_rate(tokenizer, together, method.repeats),
-            "corpora": {corpus: measure(tokenizer, texts) for corpus, texts in held_out.items()},
+            "corpora": {corpus: measure(tokenizer, held) for corpus, held in held_out.items()},
         }
         for name, tokenizer in (tokenizers | opened).items()
     }

@@ -7,6 +7,7 @@ Run:   python -m recipes.tokenization.train --config configs/tokenization/train/
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
@@ -21,14 +22,14 @@ from recipes.tokenization.tokenizer_config import TokenizerConfig
 def main(run: Run, data: DataConfig, method: TokenizerConfig) -> None:
     texts = data.load(("text",), ("prompt", "completion"))
 
-    tokenizer = wrap(learn(documents(texts["train"]), method), method)
+    tokenizer = wrap(learn(Documents(texts["train"]), method), method)
     if method.chat_template_path:
         tokenizer.chat_template = Path(method.chat_template_path).read_text(encoding="utf-8").strip()
 
     run.start()
     tokenizer.save_pretrained(run.output_dir)
 
-    measured = measure(tokenizer, list(documents(texts["test"]))) if "test" in texts else {}
+    measured = measure(tokenizer, list(Documents(texts["test"]))) if "test" in texts else {}
     run.record(
         vocab_size=len(tokenizer),
         **measured,
@@ -36,14 +37,19 @@ def main(run: Run, data: DataConfig, method: TokenizerConfig) -> None:
     )
 
 
-def documents(rows: Dataset) -> Iterator[str]:
+@dataclass
+class Documents:
     """The text of every row: its `text`, or each message of its dialogue."""
-    for row in rows:
-        if row.get("text"):
-            yield row["text"]
-        else:
-            for part in (row["prompt"], row["completion"]):
-                yield from [part] if isinstance(part, str) else [message["content"] for message in part]
+
+    rows: Dataset
+
+    def __iter__(self) -> Iterator[str]:
+        for row in self.rows:
+            if row.get("text"):
+                yield row["text"]
+            else:
+                for part in (row["prompt"], row["completion"]):
+                    yield from [part] if isinstance(part, str) else [message["content"] for message in part]
 
 
 if __name__ == "__main__":
