@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # name -> (module, function that takes the seed and returns the rows of each split, description)
 _DATASETS = {
     "text": ("text", "documents", "Python's own documentation, docstrings and functions: real English, real code"),
+    "english": ("text", "english", "the English half of text: documentation and docstrings"),
+    "code": ("text", "code", "the other half of text: functions of Python's library"),
     "instructions": (
         "instructions",
         "instructions",

@@ -57,6 +57,8 @@ GROUPS = {
 }
 GOOD: dict[str, dict[str, Any]] = {
     "tokenization/train": {"vocab_size": 280, **DATA},
+    "tokenization/compare": {"vocab_size": 320, "repeats": 1, **DATA},
+    "tokenization/explain": {"text": "low low lower newest", "words": ["lowest"], "samples": 10},
     "pretraining/causal": {
         "model_config": LLAMA,
         "tokenizer_name_or_path": "{tiny}/model",
@@ -488,6 +490,44 @@ RLHF = [
         chat_template_path="nowhere.jinja",
     ),
     of("tokenization/train", "padding that ends", "'pad_token' must differ from 'eos_token'", pad_token="<|end|>"),
+    of(
+        "tokenization/train",
+        "unknown algorithm",
+        "config.yaml:1: 'algorithm' must be one of byte_bpe, char_bpe, wordpiece",
+        algorithm="bpe",
+    ),
+    of("tokenization/train", "no unknown token", "'unk_token' is missing; unigram needs one", algorithm="unigram"),
+    of(
+        "tokenization/train",
+        "template of an unknown token",
+        "'single_template': '[SEP]' is none of the special tokens",
+        single_template="$A [SEP]",
+        pair_template="$A [SEP] $B",
+    ),
+    of(
+        "tokenization/train",
+        "vocabulary below the alphabet",
+        "5 tokens do not hold the special tokens and the characters of the texts",
+        algorithm="wordpiece",
+        unk_token="<unk>",
+        vocab_size=5,
+    ),
+    of("tokenization/train", "empty corpus", "holds no row", dataset_name="none.jsonl", files={"none.jsonl": "\n"}),
+    of("tokenization/explain", "nothing to explain", "'text' is empty", text=" "),
+    of("tokenization/explain", "letter that is not there", "the text has no 'x'", words=["ax"]),
+    of("tokenization/compare", "algorithm to compare that is not there", "no 'bpe'", algorithms=["bpe"]),
+    of(
+        "tokenization/compare",
+        "nothing held out to compare on",
+        "there is nothing to compare on",
+        dataset_test_split=None,
+    ),
+    of(
+        "tokenization/compare",
+        "no such tokenizer",
+        "no tokenizer could be opened at ./nowhere",
+        published=["./nowhere"],
+    ),
 ]
 FOLDERS = [
     sft(

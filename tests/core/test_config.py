@@ -349,11 +349,14 @@ def groups() -> list[type]:
     from recipes.rlhf.kto import LabelConfig
     from recipes.rlhf.ppo import PPORewardsConfig
     from recipes.rlhf.ppo_config import PPOConfig
+    from recipes.tokenization.compare import CompareConfig
+    from recipes.tokenization.explain import ExplainConfig
     from recipes.tokenization.train import TokenizerConfig
 
     trainers = [CausalConfig, SFTConfig, RewardConfig, PPOConfig, DPOConfig, KTOConfig, RLOOConfig, GRPOConfig]
-    methods = [TokenizerConfig, PPORewardsConfig, GroupRewardsConfig, LabelConfig, EvaluateConfig]
-    return [RunConfig, DataConfig, ModelConfig, *trainers, *methods]
+    tokenization = [TokenizerConfig, ExplainConfig, CompareConfig]
+    methods = [PPORewardsConfig, GroupRewardsConfig, LabelConfig, EvaluateConfig]
+    return [RunConfig, DataConfig, ModelConfig, *trainers, *tokenization, *methods]
 
 
 def right_values(hint) -> list:

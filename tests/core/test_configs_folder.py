@@ -11,7 +11,9 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 
 # How many configs each recipe has. A config that disappears is noticed here; after adding one, put the new number in.
 COUNTS = {
-    "tokenization/train": 2,
+    "tokenization/compare": 3,
+    "tokenization/explain": 2,
+    "tokenization/train": 9,
     "pretraining/causal": 5,
     "finetuning/sft": 6,
     "rlhf/dpo": 3,
@@ -26,11 +28,11 @@ COUNTS = {
     "distributed/data_parallel": 2,
     "distributed/expert_parallel": 2,
     "distributed/mesh": 2,
-    "distributed/pipeline_parallel": 2,
-    "distributed/tensor_parallel": 2,
     "distributed/model_parallel": 2,
     "distributed/mpmd": 2,
+    "distributed/pipeline_parallel": 2,
     "distributed/sharding": 2,
+    "distributed/tensor_parallel": 2,
 }
 NO_QUICKSTART = {"rlhf/judge"}  # it needs public data, and the quickstart chain has a gold scorer
 SECTIONS = ["model", "method", "data", "training", "evaluation"]

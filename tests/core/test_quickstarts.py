@@ -21,6 +21,8 @@ COMPARED = ["--max_test_samples", "8", "--response_length", "8", "--best_of_n", 
 # Each quickstart: what is made before it, and the flags that make it small.
 STAGES = {
     "tokenization/train/quickstart": ([], ["--vocab_size", "400", *FEW]),
+    "tokenization/explain/quickstart": ([], ["--samples", "100"]),
+    "tokenization/compare/quickstart": ([], ["--vocab_size", "600", "--repeats", "1", *FEW]),
     BASE: (["tokenization/train/quickstart"], TWO_STEPS),
     SFT: ([BASE], TWO_STEPS),
     "finetuning/sft/quickstart-lora": ([BASE], TWO_STEPS),
