@@ -105,4 +105,3 @@ def disturb(model, seed: int = 3, size: float = 0.05) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += size * torch.randn(parameter.shape, generator=generator)
-

@@ -113,7 +113,9 @@ def test_two_biases_at_once_are_refused():
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "t5"])
 def test_a_model_without_biases_is_refused_with_advice(kind):
-    with pytest.raises(UserError, match=f"{MODELS[kind][0].__name__} has no bias terms .* take ln_tuning, ia3 or lora"):
+    with pytest.raises(
+        UserError, match=f"{MODELS[kind][0].__name__} has no bias terms .* take ln_tuning, ia3 or lora"
+    ):
         attach(build(kind), BitFitConfig())
 
 
@@ -121,7 +123,11 @@ def test_a_model_without_biases_is_refused_with_advice(kind):
     ("kind", "config", "message"),
     [
         ("gpt2", {"bias_terms": "query_and_intermediate"}, "GPT2LMHeadModel has no query with a bias of its own"),
-        ("qwen2", {"bias_terms": "query_and_intermediate"}, "Qwen2ForCausalLM has no hidden layer of an MLP with a bias"),
+        (
+            "qwen2",
+            {"bias_terms": "query_and_intermediate"},
+            "Qwen2ForCausalLM has no hidden layer of an MLP with a bias",
+        ),
         ("bert", {"target_modules": ["query", "quary"]}, "no module 'quary' with a bias; did you mean 'query'"),
         ("bert", {"target_modules": r".*\.quary"}, "no module '.*.quary' with a bias"),
     ],

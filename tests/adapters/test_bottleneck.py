@@ -88,9 +88,11 @@ def test_the_number_of_parameters_is_the_papers_formula(hidden, factor, bottlene
 
 def by_hand(block: Bottleneck, hidden: torch.Tensor) -> torch.Tensor:
     inner = hidden @ block.down.weight.T + block.down.bias
-    inner = nn.functional.gelu(inner) if isinstance(block.non_linearity, nn.Module) and (
-        "GELU" in type(block.non_linearity).__name__
-    ) else inner.clamp(min=0)
+    inner = (
+        nn.functional.gelu(inner)
+        if isinstance(block.non_linearity, nn.Module) and ("GELU" in type(block.non_linearity).__name__)
+        else inner.clamp(min=0)
+    )
     return block.scaling * (inner @ block.up.weight.T + block.up.bias)
 
 
@@ -189,7 +191,9 @@ def test_a_model_without_known_places_is_refused_with_its_layers():
     for block in model.transformer.h:
         block.feed = block.mlp
         del block.mlp
-    with pytest.raises(UserError, match=r"found no feed-forward output .* target_modules .*: attn.c_attn, attn.c_proj, feed"):
+    with pytest.raises(
+        UserError, match=r"found no feed-forward output .* target_modules .*: attn.c_attn, attn.c_proj, feed"
+    ):
         attach(model, BottleneckConfig())
 
 
@@ -208,16 +212,19 @@ def test_layer_norms_have_one_user():
 def test_a_model_with_barts_names_that_normalises_before():
     """OPT's layers have fc2 and final_layer_norm as BART's do, and normalise before the block: the adapter is at fc2."""
     config = OPTConfig(
-        vocab_size=60, hidden_size=HIDDEN, ffn_dim=64, num_hidden_layers=1, num_attention_heads=4, word_embed_proj_dim=32
+        vocab_size=60,
+        hidden_size=HIDDEN,
+        ffn_dim=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
     )
     model = attach(OPTForCausalLM(config), BottleneckConfig(placement="pfeiffer"))
     assert [name.split(".")[-1] for name in layers_of(model)] == ["fc2"]
 
 
 def test_cross_attention_of_a_decoder_has_an_adapter_too():
-    config = GPT2Config(
-        vocab_size=60, n_embd=HIDDEN, n_layer=1, n_head=4, add_cross_attention=True, is_decoder=True
-    )
+    config = GPT2Config(vocab_size=60, n_embd=HIDDEN, n_layer=1, n_head=4, add_cross_attention=True, is_decoder=True)
     model = attach(GPT2LMHeadModel(config), BottleneckConfig())
     assert sorted(name.split("h.0.")[1] for name in layers_of(model)) == [
         "attn.c_proj",

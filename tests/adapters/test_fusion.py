@@ -115,7 +115,9 @@ def test_the_regularizer_is_the_squared_distance_from_the_identity(adapters):
     plain = loss_of(with_dropout_off, "bert")  # evaluation: the loss alone
     for module in model.modules():
         module.training = not isinstance(module, torch.nn.Dropout)
-    distance = sum(((layer.blocks["default"].value.weight - torch.eye(HIDDEN)) ** 2).sum() for layer in layers_of(model))
+    distance = sum(
+        ((layer.blocks["default"].value.weight - torch.eye(HIDDEN)) ** 2).sum() for layer in layers_of(model)
+    )
     torch.testing.assert_close(loss_of(model, "bert"), plain + 0.5 * distance)
     with torch.no_grad():
         torch.testing.assert_close(loss_of(model, "bert"), plain)

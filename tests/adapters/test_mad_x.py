@@ -124,7 +124,11 @@ def test_the_stack_by_hand(kind):
     logits(model, kind)
 
     def add(block, hidden, residual):
-        return (hidden @ block.down.weight.T + block.down.bias).clamp(min=0) @ block.up.weight.T + block.up.bias + residual
+        return (
+            (hidden @ block.down.weight.T + block.down.bias).clamp(min=0) @ block.up.weight.T
+            + block.up.bias
+            + residual
+        )
 
     read = layer.base_layer(seen["given"])
     residual = seen["residual"] if after_norm else read
@@ -189,7 +193,9 @@ def test_the_stack_outlasts_saving(tmp_path):
 def test_a_missing_adapter_below_is_named(tmp_path):
     model = stacked()
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="adapter 'task' is stacked on 'english', which is not loaded; load that one first"):
+    with pytest.raises(
+        UserError, match="adapter 'task' is stacked on 'english', which is not loaded; load that one first"
+    ):
         open_adapter(build("bert-classifier"), tmp_path / "task", "task")
     with pytest.raises(UserError, match="no adapter 'englsh' is loaded; did you mean 'english'"):
         stack(model, "englsh", "task")

@@ -63,7 +63,9 @@ def test_all_pseudo_tokens_depend_on_each_other():
 def test_the_table_of_tokens_is_not_trained():
     model = attach(build("bert"), PTuningTemplateConfig(num_pseudo_tokens=3))
     model(**with_pseudo("bert"), labels=inputs_of("bert")["input_ids"]).loss.backward()
-    assert [name for name, p in model.named_parameters() if p.grad is not None and ".p_tuning_template_" not in name] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is not None and ".p_tuning_template_" not in name
+    ] == []
 
 
 def test_it_learns_to_classify_on_a_frozen_decoder(tiny):

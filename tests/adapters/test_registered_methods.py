@@ -101,9 +101,10 @@ def test_an_adapter_is_saved_and_opened_and_switched_off(method, kind, config_of
     frozen = sum(tensor.numel() for key, tensor in tensors.items() if "_blocks.adapters." in key)
     assert sum(tensor.numel() for tensor in tensors.values()) - frozen == trained
     assert not any("default" in key for key in tensors)
-    assert PeftConfig.from_pretrained(tmp_path).peft_type.value == json.loads(
-        (tmp_path / "adapter_config.json").read_text()
-    )["peft_type"]
+    assert (
+        PeftConfig.from_pretrained(tmp_path).peft_type.value
+        == json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
+    )
 
     opened = PeftModel.from_pretrained(build(kind), tmp_path)
     assert torch.equal(adapted_logits(method, opened, kind), after)
@@ -130,7 +131,9 @@ def test_gradients_reach_the_adapter_alone_and_every_part_of_it(method, kind, co
     assert trained
     missing = [name for name, p in trained.items() if p.grad is None or not p.grad.abs().sum()]
     # a key's bias adds the same to all of a query's scores; a model for classes reads no output embedding
-    assert not [name for name in missing if not name.endswith((".key.bitfit_bias.default", "k_proj.bitfit_bias.default"))]
+    assert not [
+        name for name in missing if not name.endswith((".key.bitfit_bias.default", "k_proj.bitfit_bias.default"))
+    ]
     torch.optim.SGD(trained.values(), lr=0.1).step()
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
 
@@ -226,7 +229,8 @@ def test_peft_itself_attaches_them(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [case for case in CASES if case[1] in TASK_TYPES and case[0] in ("bitfit", "houlsby", "pfeiffer")]
+    ("method", "kind"),
+    [case for case in CASES if case[1] in TASK_TYPES and case[0] in ("bitfit", "houlsby", "pfeiffer")],
 )
 def test_generation_with_a_cache_equals_generation_without(method, kind, config_of):
     model = attach(build(kind), config_of(method, kind))
@@ -234,7 +238,9 @@ def test_generation_with_a_cache_equals_generation_without(method, kind, config_
     ids = inputs_of(kind)["input_ids"]
     mask = torch.ones_like(ids)
     made = [
-        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, use_cache=cache, pad_token_id=0)
+        model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, use_cache=cache, pad_token_id=0
+        )
         for cache in (True, False)
     ]
     assert torch.equal(*made)
