@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.core.errors import UserError, did_you_mean, report_user_errors
+from recipes.core.errors import UserError, report_user_errors
 from recipes.core.files import check_writable
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def model_class(config: "PeftConfig", adapter: str) -> Any:
         return getattr(transformers, CLASSES[config.task_type])
     name = (config.auto_mapping or {}).get("base_model_class")
     if not hasattr(transformers, name or ""):
-        raise UserError(
-            f"{adapter}: says neither its task type nor the class of its base model{did_you_mean(name, CLASSES)}"
-        )
+        raise UserError(f"{adapter}: says neither its task type nor the class of its base model")
     return getattr(transformers, name)
 
 

@@ -178,7 +178,7 @@ def test_importance_is_the_papers(tmp_path):
 
 def test_a_schedule_for_another_length_is_refused(tmp_path):
     trainer = trainer_of(tmp_path, max_steps=30)
-    with pytest.raises(UserError, match="total_step is 40 and the run takes 30 steps; set peft.total_step to 30"):
+    with pytest.raises(UserError, match=r"total_step is 40 and the run takes 30 steps; set peft.total_step to 30"):
         trainer.train()
 
 

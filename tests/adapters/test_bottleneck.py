@@ -192,7 +192,7 @@ def test_a_model_without_known_places_is_refused_with_its_layers():
         block.feed = block.mlp
         del block.mlp
     with pytest.raises(
-        UserError, match=r"found no feed-forward output .* target_modules .*: attn.c_attn, attn.c_proj, feed"
+        UserError, match=r"no feed-forward output .* target_modules .*: attn.c_attn, attn.c_proj, feed"
     ):
         attach(model, BottleneckConfig())
 

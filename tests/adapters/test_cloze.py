@@ -8,7 +8,27 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from recipes.adapters.cloze import ClozeTemplate, Piece, Verbalizer
 from recipes.core.errors import UserError
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] it was . a fine bad good film premise hypothesis yes ? long ##er".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "it",
+    "was",
+    ".",
+    "a",
+    "fine",
+    "bad",
+    "good",
+    "film",
+    "premise",
+    "hypothesis",
+    "yes",
+    "?",
+    "long",
+    "##er",
+]
 IDS = {word: number for number, word in enumerate(WORDS)}
 VOCABULARY = len(WORDS)
 

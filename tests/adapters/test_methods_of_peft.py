@@ -191,7 +191,7 @@ def test_a_prompt_from_the_vocabulary_is_made_of_its_rows():
     table = model.get_input_embeddings().weight
     for row in model.prompt_encoder["default"].embedding.weight:
         assert (table == row).all(dim=1).any()
-    assert VOCABULARY == len(table)
+    assert len(table) == VOCABULARY
 
 
 # --------------------------------------------------------------------------------------------------------------- QLoRA

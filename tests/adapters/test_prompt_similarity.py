@@ -41,7 +41,7 @@ def test_the_table_has_each_pair_once_and_the_most_alike_first():
     prompt = torch.randn(5, 8)
     prompts = {"a": prompt, "b": torch.randn(5, 8), "c": prompt + 0.01 * torch.randn(5, 8)}
     rows = similarity_table(prompts)
-    assert [(row["first"], row["second"]) for row in rows][0] == ("a", "c")
+    assert (rows[0]["first"], rows[0]["second"]) == ("a", "c")
     assert {(row["first"], row["second"]) for row in rows} == {("a", "b"), ("a", "c"), ("b", "c")}
     assert [row["cosine_of_average_tokens"] for row in rows] == sorted(
         (row["cosine_of_average_tokens"] for row in rows), reverse=True

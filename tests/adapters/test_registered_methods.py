@@ -181,7 +181,7 @@ def test_unloading_gives_the_base_back(method, kind, config_of):
 def test_what_cannot_be_merged_is_refused_with_the_reason(method, config_of):
     model = attach(build("bert"), config_of(method, "bert"))
     for merge in (model.merge_and_unload, model.merge_adapter):
-        with pytest.raises(UserError, match="cannot be merged into the base: its (non-linearity|prompt)"):
+        with pytest.raises(UserError, match=r"cannot be merged into the base: its (non-linearity|prompt)"):
             merge()
 
 
