@@ -21,7 +21,7 @@ register("bottleneck", BottleneckConfig, BottleneckModel)
 register("adapter_fusion", AdapterFusionConfig, AdapterFusionModel)
 register("p_tuning_template", PTuningTemplateConfig, PTuningTemplateModel)
 
-from recipes.adapters.attaching import attach, check_config, open_adapter  # noqa: E402 (it names the types above)
+from recipes.adapters.attaching import attach, check_config, check_modules, open_adapter  # noqa: E402 (it names the types above)
 
 __all__ = [
     "LEARNING_RATES",
@@ -31,6 +31,7 @@ __all__ = [
     "PTuningTemplateConfig",
     "attach",
     "check_config",
+    "check_modules",
     "discard_encoder",
     "open_adapter",
     "stack",

@@ -24,7 +24,8 @@ SMALL = 1e-6  # the paper's norm of what stands beside the diagonal of the value
 class AdapterFusionConfig(PeftConfig):
     """Learn to combine adapters that were trained before, each on its own task; they stay as they are.
 
-    The paper's learning rate for it is 5e-5 (1e-4 for the adapters themselves).
+    The paper's learning rate for it is 5e-5 (1e-4 for the adapters themselves). The regulariser is added to the loss of
+    each forward pass in training: with gradient accumulation, once for each micro-batch.
     """
 
     adapters: dict[str, str] | None = field(

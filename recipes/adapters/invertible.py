@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from recipes.adapters.layers import AdapterLayer
+from recipes.core.errors import UserError
 
 
 class NiceCoupling(nn.Module):
@@ -23,6 +24,8 @@ class NiceCoupling(nn.Module):
 
     def __init__(self, features: int, hidden: int, init_std: float):
         super().__init__()
+        if features % 2:
+            raise UserError(f"invertible: embeddings of {features} features have no two halves")
         half = features // 2
         self.f, self.g = (nn.Sequential(nn.Linear(half, hidden), nn.ReLU(), nn.Linear(hidden, half)) for _ in range(2))
         for module in self.modules():

@@ -16,10 +16,10 @@ from recipes.core.errors import UserError, did_you_mean
 ATTENTION = re.compile(
     r"\.(attention\.output\.dense|crossattention\.output\.dense"
     r"|(self_attn|encoder_attn|self_attention|attention|attn|crossattention|SelfAttention|EncDecAttention)"
-    r"\.(o_proj|out_proj|out_lin|c_proj|dense|o))$"
+    r"\.(o_proj|out_proj|out_lin|c_proj|dense|o|Wo))$"
 )
 FEED_FORWARD = re.compile(
-    r"\.((mlp|feed_forward|ffn)\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out|lin2|w2)"
+    r"\.((mlp|feed_forward|ffn)\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out|lin2|w2|Wo)"
     r"|fc2|output\.dense|DenseReluDense\.wo)$"
 )
 

@@ -5,10 +5,20 @@ import torch
 from accelerate import init_empty_weights
 from small_models import HIDDEN, LAYERS, MODELS, build, disturb, inputs_of, logits, loss_of
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from recipes.adapters import BottleneckConfig, attach
 from recipes.adapters.bottleneck import Bottleneck, BottleneckLayer
+from recipes.adapters.places import find_places
 from recipes.core.errors import UserError
 
 PLACES = {  # by the end of their names, of one encoder and one decoder block
@@ -255,3 +265,50 @@ def test_a_padded_row_gives_what_it_gives_alone():
     short = {key: value[:1, :6] for key, value in batch.items()}
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits[:1, :6], model(**short).logits, atol=1e-5, rtol=1e-5)
+
+
+OTHERS = [
+    "modernbert",
+    "distilbert",
+    "electra",
+    "deberta-v2",
+    "xlm-roberta",
+    "mpnet",
+    "gpt_neox",
+    "gptj",
+    "opt",
+    "bloom",
+]
+OTHERS += [
+    "falcon",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "mistral",
+    "olmo2",
+    "qwen2",
+    "mbart",
+    "m2m_100",
+    "pegasus",
+    "mt5",
+]
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_places_in_other_architectures(model_type):
+    """As many as the blocks have sub-layers: an encoder's or decoder's two and one, an encoder-decoder's five and two."""
+    with init_empty_weights():
+        model = AutoModel.from_config(CONFIG_MAPPING[model_type]())
+    layers = model.config.num_hidden_layers
+    both = getattr(model.config, "is_encoder_decoder", False)
+    if both:
+        names = ("num_layers", "num_decoder_layers") if model_type == "mt5" else ("encoder_layers", "decoder_layers")
+        encoder, decoder = (getattr(model.config, name) for name in names)
+        counts = {"houlsby": 2 * encoder + 3 * decoder, "pfeiffer": encoder + decoder}
+    else:
+        counts = {"houlsby": 2 * layers, "pfeiffer": layers}
+    found = {placement: len(find_places(model, placement, None)) for placement in counts}
+    assert found == counts
+    post_norm = {"distilbert", "electra", "deberta-v2", "xlm-roberta", "mpnet"}
+    entrances = [place.entrance for place in find_places(model, "pfeiffer", None)]
+    assert all(entrances) if model_type in post_norm else not any(entrances)

@@ -244,3 +244,14 @@ def test_generation_with_a_cache_equals_generation_without(method, kind, config_
         for cache in (True, False)
     ]
     assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_opened_without_making_the_weights_first(method, config_of, tmp_path):
+    """PEFT's low_cpu_mem_usage: the adapter is made on the meta device and filled from the file."""
+    model = attach(build("bert"), config_of(method, "bert"))
+    disturb(model)
+    before = adapted_logits(method, model, "bert")
+    model.save_pretrained(tmp_path)
+    opened = PeftModel.from_pretrained(build("bert"), tmp_path, low_cpu_mem_usage=True)
+    assert torch.equal(adapted_logits(method, opened, "bert"), before)
