@@ -48,6 +48,8 @@ LEARNING_RATES = {
         7e-3, (5e-3, 7e-3, 1e-2), "Liu et al. 2021 (2110.07602), the authors' scripts: BoolQ 7e-3, RTE 1e-2"
     ),
     "prefix_tuning": LearningRate(
-        5e-5, (5e-5,), "Li & Liang 2021 (2101.00190), appendix: GPT-2 on E2E with the MLP reparameterisation"
+        5e-5,
+        (5e-5,),
+        "Li & Liang 2021 (2101.00190), the authors' README: GPT-2 on WebNLG, BART on XSum, MLP reparameterisation",
     ),
 }
