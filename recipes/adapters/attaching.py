@@ -53,9 +53,9 @@ def check_modules(config: PeftConfig, model: nn.Module) -> None:
             else:
                 found = any(f".{name}".endswith(f".{each}") for name in names)
             if not found:
-                known = ends(linear if key != "modules_to_save" else names)
+                near = did_you_mean(each, {name.rpartition(".")[2] for name in names})
                 raise UserError(
-                    f"peft: {key}: {type(model).__name__} has no module '{each}'{did_you_mean(each, known)}"
+                    f"peft: {key}: {type(model).__name__} has no module '{each}'{near if 'did you mean' in near else ''}"
                     + (f"; its linear layers: {', '.join(ends(linear))}" if key != "modules_to_save" else "")
                 )
 

@@ -148,7 +148,7 @@ class AdapterFusionModel(BottleneckModel):
                     f"adapter_fusion: '{name}' ({config.adapters[name]}) does not fit {type(self.model).__name__} at "
                     f"{key}; it was trained in another model"
                 ) from None
-        return Fusion(features, adapters)
+        return Fusion(features, {name: adapters[name] for name in sorted(adapters)})  # the order of a saved config
 
     def _regularize(self, model: nn.Module, args: tuple, output: Any) -> Any:
         """Add the value matrices' regulariser to the loss, while training."""

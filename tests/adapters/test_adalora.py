@@ -48,7 +48,7 @@ class CountRanks(TrainerCallback):
 
 def trainer_of(folder, callbacks=None, **changes) -> Trainer:
     torch.manual_seed(0)
-    model = attach(build("bert-classifier"), config())
+    model = attach(build("bert-classifier", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), config())
     settings = {
         "output_dir": str(folder),
         "max_steps": STEPS,
@@ -84,7 +84,10 @@ def test_ranks_fall_along_the_papers_curve_and_unevenly(tmp_path):
     count = CountRanks()
     trainer = trainer_of(tmp_path, [AllocateRanks(), count])
     trainer.train()
-    assert count.counts == {step: budget(step) for step in range(1, STEPS + 1)}
+    # between two allocations a triplet that was masked can grow again, and is counted with the rest at the next
+    decided = [step for step in range(1, STEPS + 1) if step % EVERY == 0 or step >= STEPS - END]
+    assert {step: count.counts[step] for step in decided} == {step: budget(step) for step in decided}
+    assert len({budget(step) for step in decided}) > 3
     left = ranks(trainer.model)
     assert len(left) == MODULES
     assert sum(left.values()) == TARGET * MODULES
@@ -147,8 +150,7 @@ def test_the_penalty_is_in_training_and_not_in_evaluation(tmp_path):
         evaluated = model(**batch)
     plain = torch.nn.functional.cross_entropy(evaluated.logits, batch["labels"])
     torch.testing.assert_close(evaluated.loss, plain)
-    for module in model.modules():
-        module.training = not isinstance(module, torch.nn.Dropout)
+    model.train()  # there is no dropout
     norms = []
     for name, p in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:

@@ -32,7 +32,7 @@ def test_numbers_that_cannot_be(config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (LoraConfig(target_modules=["q_prj"]), "has no module 'q_prj'; did you mean 'self_attn.q_proj'?"),
+        (LoraConfig(target_modules=["q_prj"]), "has no module 'q_prj'; did you mean 'q_proj'?"),
         (LoraConfig(target_modules=["q_proj", "quary"]), "target_modules: LlamaForCausalLM has no module 'quary'"),
         (LoraConfig(target_modules=r".*\.query"), "has no module '.*\\.query'"),
         (

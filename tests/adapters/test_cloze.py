@@ -154,10 +154,12 @@ def test_scores_are_the_logits_of_the_words_at_the_gap(masked):
 
 
 def test_a_word_is_looked_up_as_it_would_stand(decoder):
-    after_blank = Verbalizer({"x": "the"}, decoder, ClozeTemplate("{text} [MASK]"))
-    at_once = Verbalizer({"x": "the"}, decoder, ClozeTemplate("{text}[MASK]"))
-    assert decoder.decode(after_blank.tokens["x"]) == " the"
-    assert decoder.decode(at_once.tokens["x"]) == "the"
+    known = decoder.get_vocab()
+    word = next(token[1:] for token in known if token.startswith("Ġ") and len(token) > 1 and token[1:] in known)
+    after_blank = Verbalizer({"x": word}, decoder, ClozeTemplate("{text} [MASK]"))
+    at_once = Verbalizer({"x": word}, decoder, ClozeTemplate("{text}[MASK]"))
+    assert after_blank.tokens["x"] == [known[f"Ġ{word}"]]
+    assert at_once.tokens["x"] == [known[word]]
 
 
 def test_a_word_of_several_tokens_is_refused(masked):

@@ -109,12 +109,11 @@ def test_of_equal_adapters_the_fusion_is_the_adapter(adapters):
 
 
 def test_the_regularizer_is_the_squared_distance_from_the_identity(adapters):
-    model = fused(adapters, regularization=0.5)
+    base = build("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = attach(base, AdapterFusionConfig(adapters=adapters, regularization=0.5)).eval()
     disturb(model)
-    with_dropout_off = model.eval()
-    plain = loss_of(with_dropout_off, "bert")  # evaluation: the loss alone
-    for module in model.modules():
-        module.training = not isinstance(module, torch.nn.Dropout)
+    plain = loss_of(model, "bert")  # evaluation: the loss alone
+    model.train()
     distance = sum(
         ((layer.blocks["default"].value.weight - torch.eye(HIDDEN)) ** 2).sum() for layer in layers_of(model)
     )

@@ -56,7 +56,7 @@ def test_lora_for_mnli_on_roberta(converted):
     folder = converted("microsoft-lora")
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (8, 16)
-    assert settings["target_modules"] == ["attention.self.query", "attention.self.value"]
+    assert sorted(settings["target_modules"]) == ["attention.self.query", "attention.self.value"]
     torch.manual_seed(0)
     base = RobertaForSequenceClassification(RobertaConfig(num_labels=3, vocab_size=100, max_position_embeddings=64))
     model = open_adapter(base, folder, any_base=True)
@@ -129,7 +129,7 @@ def test_ia3_computes_what_t_few_computes(converted):
         expected, base = plain(**batch).logits, build()(**batch).logits
         adapted = model(**batch).logits
         torch.testing.assert_close(adapted, expected, atol=1e-4, rtol=1e-4)
-        assert (adapted - base).abs().max() > 0.01 * base.abs().max()
+        assert (adapted - base).abs().max() > 0.1
         merged = model.merge_and_unload()
         torch.testing.assert_close(merged(**batch).logits, expected, atol=1e-4, rtol=1e-4)
 
