@@ -14,7 +14,7 @@ from recipes.adapters.adalora import STATE, AllocateRanks, ranks, tuner
 from recipes.core.errors import UserError
 
 STEPS, INIT, TARGET, BEGIN, END, EVERY = 40, 6, 2, 5, 10, 5
-MODULES = 2 * 2  # query and value of two layers
+MODULES = 2 * 4  # of two layers
 
 
 def config(**changes) -> AdaLoraConfig:
@@ -26,7 +26,7 @@ def config(**changes) -> AdaLoraConfig:
         "tfinal": END,
         "deltaT": EVERY,
         "total_step": STEPS,
-        "target_modules": ["query", "value"],
+        "target_modules": ["query", "key", "value", "intermediate.dense"],
         "orth_reg_weight": 0.1,
     }
     return AdaLoraConfig(**settings | changes)

@@ -60,7 +60,7 @@ def test_lora_for_mnli_on_roberta(converted):
     torch.manual_seed(0)
     base = RobertaForSequenceClassification(RobertaConfig(num_labels=3, vocab_size=100, max_position_embeddings=64))
     model = open_adapter(base, folder, any_base=True)
-    original = torch.load(DATA / FILES["microsoft-lora"], weights_only=True)
+    original = torch.load(DATA / FILES["microsoft-lora"], weights_only=True, map_location="cpu")
     assert len(original) == 52
     hidden = torch.randn(2, 768)
     for layer in (0, 11):
@@ -102,7 +102,7 @@ def test_ia3_for_t0_3b_fits_its_size(converted):
 def test_ia3_computes_what_t_few_computes(converted):
     """One layer of T0-3B's width and random weights, with the file's vectors for the first: T-Few multiplies what k, v and
     wi_1 put out."""
-    original = torch.load(DATA / FILES["t-few-ia3"], weights_only=True)
+    original = torch.load(DATA / FILES["t-few-ia3"], weights_only=True, map_location="cpu")
     first = {key: tensor for key, tensor in original.items() if ".block.0." in key}
     assert len(first) == 3 + 5
 
