@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
-from recipes.pretraining.epochs import epoch_counter
 from recipes.pretraining.length_groups import LengthGroupedTrainer
 from recipes.pretraining.masking import IGNORED, pad
 from recipes.pretraining.noise import HIDDEN
@@ -32,7 +31,7 @@ class DocumentDataset(torch.utils.data.Dataset):
     def __init__(self, corpus: Corpus, max_tokens: int, split: int = 0, dynamic: bool = True):
         self.corpus, self.split, self.dynamic = corpus, split, dynamic
         self.ranges = full_sentences(corpus, max_tokens, across=False)[:, 0]
-        self.epoch = epoch_counter()
+        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
 
     def __len__(self) -> int:
         return len(self.ranges)

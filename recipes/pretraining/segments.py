@@ -5,14 +5,14 @@ Paper: Devlin et al. 2019, BERT, arXiv 1810.04805, section 3.1 (task 2) and appe
 """
 
 import itertools
+from array import array
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from recipes.core import UserError
-from recipes.pretraining.epochs import epoch_counter
 from recipes.pretraining.sentences import Corpus
 
 
@@ -43,7 +43,7 @@ def sentence_pairs(
         """The end of the shortest run of sentences from `first` that holds so many tokens, at most `last`."""
         return min(int(np.searchsorted(offsets, offsets[first] + tokens)), last)
 
-    pairs, labels = [], []
+    pairs, labels = array("q"), array("b")
     for document in range(len(corpus)):
         first, last = documents[document], documents[document + 1]
         target = max_tokens if numbers.random() >= short_share else numbers.integers(2, max_tokens + 1)
@@ -59,15 +59,15 @@ def sentence_pairs(
                 b, first = (offsets[begin], offsets[stop]), cut
             else:
                 b, first = (offsets[cut], offsets[end]), end
-            pairs.append(_cut_to_fit(a, b, target, numbers))
+            pairs.extend(_cut_to_fit(a, b, target, numbers))
             labels.append(is_random)
     if not pairs:
         raise UserError("next_sentence_prediction: no document has two sentences; set it to false")
-    return np.asarray(pairs), np.asarray(labels, dtype=np.int64)
+    return np.asarray(pairs).reshape(-1, 2, 2), np.asarray(labels, dtype=np.int64)
 
 
-def _cut_to_fit(a: tuple[int, int], b: tuple[int, int], tokens: int, numbers: np.random.Generator) -> list:
-    """Drop tokens from the longer segment, each from its front or its back by a fair coin, until the pair fits."""
+def _cut_to_fit(a: tuple[int, int], b: tuple[int, int], tokens: int, numbers: np.random.Generator) -> list[int]:
+    """Begin and end of A and of B after the longer one lost tokens, at its front or back by a fair coin, until they fit."""
     lengths = a[1] - a[0], b[1] - b[0]
     half = tokens // 2
     kept_b = max(half, tokens - lengths[0])  # equally long ones end as equally long, A with the odd token
@@ -76,7 +76,7 @@ def _cut_to_fit(a: tuple[int, int], b: tuple[int, int], tokens: int, numbers: np
     for (begin, end), kept in ((a, kept_a), (b, kept_b)):
         dropped = max(0, end - begin - kept)
         front = numbers.binomial(dropped, 0.5)
-        cut.append((begin + front, end - (dropped - front)))
+        cut += [begin + front, end - (dropped - front)]
     return cut
 
 
@@ -136,7 +136,7 @@ class SegmentDataset(torch.utils.data.Dataset):
             self.ranges, self.labels = (np.concatenate(parts) for parts in zip(*made))
         else:
             self.ranges, self.labels = np.tile(full_sentences(corpus, max_length - 2), (duplicates, 1, 1)), None
-        self.epoch = epoch_counter()
+        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -165,3 +165,16 @@ class SegmentDataset(torch.utils.data.Dataset):
         if self.labels is not None:
             item |= {"token_type_ids": np.concatenate(kinds), "next_sentence_label": int(self.labels[row])}
         return item
+
+
+class CountEpochs(TrainerCallback):
+    """Tells a dataset which epoch begins: `epoch`, [1], int64, in shared memory. On a resume too.
+
+    accelerate calls `set_epoch` of datasets in runs of one process only.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.epoch.fill_(int(state.epoch or 0))

@@ -53,9 +53,7 @@ def test_rows_are_documents_or_whole_sentences_of_one(rows, texts, bart_tokenize
 def test_the_decoder_gets_the_document_and_the_encoder_its_corruption(rows, bart_tokenizer):
     begin, end, mask = (bart_tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<mask>"))
     items = [rows[place] for place in range(8)]
-    batch = {
-        name: values.numpy() for name, values in collator_of(bart_tokenizer, "text_infilling")(items).items()
-    }
+    batch = {name: values.numpy() for name, values in collator_of(bart_tokenizer, "text_infilling")(items).items()}
     for place, item in enumerate(items):
         length = len(item["tokens"]) + 2
         labels = batch["labels"][place]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from recipes.core import UserError
-from recipes.pretraining.epochs import CountEpochs
 from recipes.pretraining.masking import MaskingCollator
-from recipes.pretraining.segments import SegmentDataset, _cut_to_fit, full_sentences, sentence_pairs
+from recipes.pretraining.segments import CountEpochs, SegmentDataset, _cut_to_fit, full_sentences, sentence_pairs
 from recipes.pretraining.sentences import Corpus, read_corpus, split_sentences
 
 
@@ -151,8 +150,8 @@ def test_the_longer_segment_is_cut_at_either_end():
         a, b = numbers.integers(1, 40, 2).tolist()
         tokens = int(numbers.integers(2, 60))
         cut = _cut_to_fit((100, 100 + a), (500, 500 + b), tokens, numbers)
-        assert tuple(end - begin for begin, end in cut) == longest_first(a, b, tokens)
-        for (begin, end), (start, length) in zip(cut, ((100, a), (500, b))):
+        assert (cut[1] - cut[0], cut[3] - cut[2]) == longest_first(a, b, tokens)
+        for (begin, end), (start, length) in zip((cut[:2], cut[2:]), ((100, a), (500, b))):
             assert start <= begin < end <= start + length
             fronts += [1] * (begin - start) + [0] * (start + length - end)
     assert np.mean(fronts) == pytest.approx(0.5, abs=4 * 0.5 / len(fronts) ** 0.5)
