@@ -177,17 +177,22 @@ class Run:
         """Train from the last good checkpoint if there is one, then save the model with all that `from_pretrained` needs.
 
         Raises:
-            UserError: the loss is no longer finite; the last good checkpoint stays.
+            UserError: the loss is no longer finite, or no gradient reaches an adapter; the last good checkpoint stays.
         """
+        from recipes.core.adalora import allocate_ranks
+        from recipes.core.adapter_checkpoints import keep_whole_adapter
         from recipes.core.checkpoints import (
             SealCheckpoints,
             discard_half_written,
             last_good_checkpoint,
             stop_at_max_steps,
         )
-        from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss
+        from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss, stop_without_gradient
         from recipes.core.moving import move
+        from recipes.core.peft_block import check_training
 
+        check_training(trainer)
+        allocate_ranks(trainer)
         self.start()
         checkpoint = last_good_checkpoint(self.output_dir)
         self._wait()
@@ -204,7 +209,9 @@ class Run:
             setattr(trainer, TRL_TOKENS, earlier.get("tokens", 0))
             trainer.args.eval_on_start = False  # the start was measured at the start
         trainer.add_callback(RunLog(self, trainer))
+        keep_whole_adapter(trainer)
         trainer.add_callback(SealCheckpoints(trainer))
+        stop_without_gradient(trainer)
         stop_on_non_finite_loss(trainer, self.output_dir)
         stop_at_max_steps(trainer)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,0 +1,1 @@
+"""PEFT methods that PEFT lacks; importing this package registers them."""
