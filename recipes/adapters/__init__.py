@@ -1,1 +1,0 @@
-"""PEFT methods that PEFT lacks; importing this package registers them."""
