@@ -119,6 +119,18 @@ class ModelConfig:
         """The loaded model under the adapter of the `peft` block, for transformers' own Trainer; without one, itself."""
         return peft_block.adapt(model, self.peft_config(task_type), training.activation_checkpointing)
 
+    def freeze_all_but_new(self, model: "PreTrainedModel") -> None:
+        """Let only the weights train that the loaded ones did not have: a linear probe.
+
+        Raises:
+            UserError: there are none, or there is an adapter to train.
+        """
+        if self.peft is not None or not self.new_weights:
+            why = "a peft block trains more" if self.peft is not None else "the model has its head already"
+            raise UserError(f"freeze_base trains a new head alone, and {why}")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name in self.new_weights
+
     def _scratch_config(self, **special: Any) -> "PretrainedConfig":
         from transformers import CONFIG_MAPPING
 

@@ -5,7 +5,6 @@ against its modules; before training, against what the trainer is about to do wi
 """
 
 import dataclasses
-import re
 import sys
 import typing
 from collections.abc import Collection
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, Trainer
 
-AT_LEAST_ONE = ("r", "init_r", "target_r", "num_virtual_tokens", "reduction_factor")
 OURS = {
     "task_type",
     "peft_type",
@@ -50,6 +48,8 @@ def read(block: dict[str, Any], task_type: str, tokenizer: str | None = None) ->
     Raises:
         UserError: an unknown method or key, a value of the wrong type, or one that the method cannot have.
     """
+    from recipes.adapters import check_config
+
     known_methods = methods()
     block = dict(block)
     method = block.pop("method", None)
@@ -64,8 +64,6 @@ def read(block: dict[str, Any], task_type: str, tokenizer: str | None = None) ->
         if key not in known:
             raise UserError(f"peft: method {method} has no key '{key}'{did_you_mean(key, known)}")
         block[key] = fit_setting(key, Setting(value, "peft"), hints[key])
-        if key in AT_LEAST_ONE and isinstance(block[key], int) and block[key] < 1:
-            raise UserError(f"peft: `{key}` should be a positive integer, not {block[key]}")
     if "num_virtual_tokens" in known and block.get("num_virtual_tokens") is None:
         raise UserError(f"peft: method {method} needs num_virtual_tokens, the length of its prompt")
     if block.get("prompt_tuning_init") == "TEXT":
@@ -80,9 +78,11 @@ def read(block: dict[str, Any], task_type: str, tokenizer: str | None = None) ->
         if "r" in block:
             raise UserError("peft: adalora ignores r; its ranks begin at init_r and end at target_r on average")
     try:
-        return cls(task_type=task_type, **block)
+        config = cls(task_type=task_type, **block)
     except (ValueError, TypeError) as error:
         raise UserError(f"peft: {error}") from None
+    check_config(config)
+    return config
 
 
 # ----------------------------------------------------------------------------------------------- against the model
@@ -90,25 +90,11 @@ def check_model(config: "PeftConfig", model: "PreTrainedModel") -> None:
     """Hold a config against the model that it is to adapt.
 
     Raises:
-        UserError: a named module that the model does not have (PEFT itself only minds when none of several is there),
-            or a prompt that the model cannot take.
+        UserError: a named module that the model does not have, or a prompt that it cannot take.
     """
-    names = [name for name, _ in model.named_modules() if name]
-    for key in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
-        wanted = getattr(config, key, None)
-        if wanted == "all-linear" or wanted is None:
-            continue
-        if isinstance(wanted, str):  # a regular expression
-            missing = [] if any(re.fullmatch(wanted, name) for name in names) else [wanted]
-        else:
-            missing = sorted(
-                each for each in wanted if not any(name == each or name.endswith(f".{each}") for name in names)
-            )
-        if missing:
-            raise UserError(
-                f"peft: {key}: this {model.config.model_type} has no module '{missing[0]}'"
-                f"{did_you_mean(missing[0], linear_names(model))}; it has {', '.join(linear_names(model))}"
-            )
+    from recipes.adapters.attaching import check_modules
+
+    check_modules(config, model)
     if not config.is_prompt_learning:
         return
     method, task = config.peft_type.value.lower(), config.task_type
@@ -139,15 +125,6 @@ def puts_prompt_at_input(config: "PeftConfig") -> bool:
     return config.is_prompt_learning and config.peft_type not in ("PREFIX_TUNING", "CARTRIDGE")
 
 
-def linear_names(model: "nn.Module") -> list[str]:
-    """The last parts of the names of a model's linear layers: what `target_modules` may list."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (nn.Linear, Conv1D)
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, kinds)})
-
-
 def train_new_modules(config: "PeftConfig", missing_keys: Collection[str]) -> None:
     """Let modules train whose weights no checkpoint had, such as a head: frozen at random they would stay noise.
 
@@ -175,14 +152,13 @@ def adapt(
     """
     if config is None:
         return model
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
+
+    from recipes.adapters import attach
 
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"peft: {error}") from None
+    return attach(model, config)
 
 
 # ----------------------------------------------------------------------------------------- against the training

@@ -180,7 +180,7 @@ class Run:
             UserError: the loss is no longer finite, or no gradient reaches an adapter; the last good checkpoint stays.
         """
         from recipes.core.adalora import allocate_ranks
-        from recipes.core.adapter_checkpoints import keep_whole_adapter
+        from recipes.core.adapter_checkpoints import keep_whole_prompt
         from recipes.core.checkpoints import (
             SealCheckpoints,
             discard_half_written,
@@ -209,7 +209,7 @@ class Run:
             setattr(trainer, TRL_TOKENS, earlier.get("tokens", 0))
             trainer.args.eval_on_start = False  # the start was measured at the start
         trainer.add_callback(RunLog(self, trainer))
-        keep_whole_adapter(trainer)
+        keep_whole_prompt(trainer)
         trainer.add_callback(SealCheckpoints(trainer))
         stop_without_gradient(trainer)
         stop_on_non_finite_loss(trainer, self.output_dir)

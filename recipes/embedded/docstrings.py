@@ -32,7 +32,19 @@ TOPICS = {  # what a module is about; modules that Python has dropped or may dro
     "logging": ["logging", "warnings", "traceback", "tracemalloc", "linecache"],
     "mail": ["email", "imaplib", "mailbox", "poplib", "smtplib", "mimetypes", "base64", "quopri"],
     "processes": ["_threading_local", "concurrent", "multiprocessing", "queue", "sched", "subprocess", "threading"],
-    "shell": ["argparse", "cmd", "code", "configparser", "getopt", "getpass", "optparse", "pdb", "bdb", "shlex", "pydoc"],
+    "shell": [
+        "argparse",
+        "cmd",
+        "code",
+        "configparser",
+        "getopt",
+        "getpass",
+        "optparse",
+        "pdb",
+        "bdb",
+        "shlex",
+        "pydoc",
+    ],
     "testing": ["doctest", "unittest", "timeit", "cProfile", "profile", "pstats", "trace"],
     "web": [
         *("ftplib", "html", "http", "ipaddress", "socket", "socketserver", "ssl", "urllib", "webbrowser", "wsgiref"),
@@ -121,14 +133,17 @@ QUESTIONS = (  # a sentence's form, what it answers, and which part is the answe
         re.compile(r"\b[Rr]aises? (?:an? |the )?(?P<answer>[A-Z]\w+) (?P<given>(?:if|when) [^.;,]{6,80})(?=[.;,])"),
         "What is raised {given}?",
     ),
-    (re.compile(r"(?P<given>\w+) (?:is|are) used (?P<answer>(?:to|for|by) [^.;,]{6,80})(?=[.;,])"), "What is {given} used?"),
+    (
+        re.compile(r"(?P<given>\w+) (?:is|are) used (?P<answer>(?:to|for|by) [^.;,]{6,80})(?=[.;,])"),
+        "What is {given} used?",
+    ),
     (re.compile(r"\b(?P<given>\w+) defaults to (?P<answer>[\w.'\"]+\w)"), "What does {given} default to?"),
 )
 CONTEXT = 600  # characters of a question's context that are filled up with other docstrings of the module
 
 
 def questions(seed: int = 0) -> dict[str, list[dict]]:
-    """Return rows in the form of SQuAD, `question`, `context`, `answers` (`text`, `answer_start`): QUESTIONS put to docstrings.
+    """Return rows as SQuAD has them, `question`, `context`, `answers` (`text`, `answer_start`): QUESTIONS to docstrings.
 
     A context is docstrings of one module, each after its name, up to CONTEXT characters; the answer stands in it once.
     """

@@ -1,13 +1,15 @@
 """Texts with labels: which labels there are, the encoded rows, and what a classifier has to beat."""
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from datasets import ClassLabel, Dataset, DatasetDict
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
-from transformers import PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from recipes.core import metrics
 from recipes.core.errors import UserError, did_you_mean
 
 FORMS = (("text", "text_pair", "label"), ("text", "label"))
@@ -23,7 +25,9 @@ def labels_of(splits: DatasetDict) -> list[str]:
     for split, dataset in splits.items():
         bad = next((row for row, label in enumerate(dataset["label"], 1) if type(label) not in (str, int, bool)), None)
         if bad:
-            raise UserError(f"{split} row {bad}, column 'label': must be a word or a whole number, not {dataset['label'][bad - 1]}")
+            raise UserError(
+                f"{split} row {bad}, column 'label': must be a word or a whole number, not {dataset['label'][bad - 1]}"
+            )
         name = feature.int2str if isinstance(feature, ClassLabel) else str
         names = [name(label) for label in dataset["label"]]
         splits[split] = dataset.remove_columns("label").add_column("label", names)
@@ -46,9 +50,7 @@ def _in_order(label: str) -> tuple[bool, int, str]:
     return (not label.isdigit(), int(label) if label.isdigit() else 0, label)
 
 
-def encode(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int
-) -> Dataset:
+def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int) -> Dataset:
     """Rows of `input_ids` (at most `max_length`, the pair's longer text cut first), what else the tokenizer gives, `labels`."""
 
     def rows(batch: Mapping[str, list]) -> dict[str, list]:
@@ -56,6 +58,15 @@ def encode(
         return {**encoded, "labels": [labels.index(label) for label in batch["label"]]}
 
     return dataset.map(rows, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+
+
+load_metric = functools.cache(metrics.load)
+
+
+def measures(predicted: EvalPrediction) -> dict[str, float]:
+    """Accuracy and macro F1 of the highest of the scores [rows, labels]."""
+    numbers = {"predictions": predicted.predictions.argmax(-1), "references": predicted.label_ids}
+    return load_metric("accuracy").compute(**numbers) | load_metric("f1").compute(**numbers)
 
 
 def baselines(splits: DatasetDict) -> dict[str, float]:

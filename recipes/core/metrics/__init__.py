@@ -1,4 +1,4 @@
-"""Metrics as modules of `evaluate` that need no network: `evaluate.load("recipes/core/metrics/rouge")` opens one anywhere."""
+"""Metrics as modules of `evaluate` that need no network; `evaluate.load("recipes/core/metrics/rouge")` opens one."""
 
 from pathlib import Path
 

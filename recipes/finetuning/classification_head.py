@@ -1,13 +1,69 @@
-"""GPT's auxiliary objective: a classifier that goes on predicting the next token of its inputs.
+"""Classification by a new head, and GPT's auxiliary objective: a classifier that goes on predicting the next token.
 
 Paper: Radford et al. 2018, Improving Language Understanding by Generative Pre-Training, eq. 5: L3 = L2 + λ · L1.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from datasets import DatasetDict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
-from recipes.core.errors import UserError
+from recipes.core import ModelConfig, UserError
+from recipes.core.peft_block import puts_prompt_at_input
+from recipes.finetuning.classification_data import encode, measures
+
+if TYPE_CHECKING:
+    from recipes.finetuning.classification import ClassificationConfig
+
+
+def make_trainer(
+    model: ModelConfig, training: "ClassificationConfig", texts: DatasetDict, labels: Sequence[str]
+) -> Trainer:
+    """The trainer of a model with a head of one score a label, under the adapter of `model.peft` if there is one."""
+    tokenizer, classifier = model.load(
+        AutoModelForSequenceClassification,
+        needs=("pad_token",),
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    if model.peft is not None and puts_prompt_at_input(model.peft_config("SEQ_CLS")) and hasattr(classifier, "score"):
+        pad_left(tokenizer, classifier)
+    if training.freeze_base:
+        model.freeze_all_but_new(classifier)
+    rows = {split: encode(texts[split], tokenizer, labels, training.max_length) for split in texts}
+    return ClassificationTrainer(
+        model=model.adapt(classifier, "SEQ_CLS", training),
+        args=training,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=rows["train"],
+        eval_dataset=rows.get("test"),
+        compute_metrics=measures,
+        lm_coef=training.lm_coef,
+    )
+
+
+def pad_left(tokenizer: PreTrainedTokenizerBase, classifier: PreTrainedModel) -> None:
+    """Let the last position be a real token: under a prompt of embeddings a decoder's head reads that one.
+
+    Raises:
+        UserError: the model counts positions from the row's start, which padding would shift.
+    """
+    if getattr(classifier.config, "rope_parameters", None) is None:
+        raise UserError(
+            f"peft: a prompt before the text needs padding on the left, which shifts the positions of a "
+            f"{classifier.config.model_type}; use prefix_tuning, or a template in place of the head"
+        )
+    tokenizer.padding_side = "left"
 
 
 class ClassificationTrainer(Trainer):
@@ -65,5 +121,3 @@ def next_token_loss(hidden: Tensor, embedding: Tensor, input_ids: Tensor, attent
     logits = (hidden[:, :-1] @ embedding.to(hidden.dtype).T).float()
     targets = input_ids[:, 1:].masked_fill((attention_mask[:, 1:] * attention_mask[:, :-1]) == 0, -100)
     return cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
