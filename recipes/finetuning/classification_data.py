@@ -51,7 +51,7 @@ def _in_order(label: str) -> tuple[bool, int, str]:
 
 
 def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int) -> Dataset:
-    """Rows of `input_ids` (at most `max_length`, the pair's longer text cut first), what else the tokenizer gives, `labels`."""
+    """Rows of `labels` and what the tokenizer gives, of at most `max_length` tokens; of a pair the longer text is cut."""
 
     def rows(batch: Mapping[str, list]) -> dict[str, list]:
         encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)
