@@ -20,6 +20,7 @@ DTYPES = ["auto", "float32", "bfloat16", "float16"]
 TASK_TYPES = {  # PEFT's names; it has none for masked LMs, and this one adds a prompt and nothing else
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForMaskedLM": "FEATURE_EXTRACTION",
+    "AutoModelForPreTraining": "FEATURE_EXTRACTION",
     "AutoModelForQuestionAnswering": "QUESTION_ANS",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
     "AutoModelForSequenceClassification": "SEQ_CLS",

@@ -4,6 +4,7 @@ seed → output folder → resolved config → resume from the last good checkpo
 Killed at any moment, the same command goes on where the last checkpoint stands and ends as if undisturbed.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -72,6 +73,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.began = time.monotonic()
         self.earlier_seconds = 0.0
+        self.stages: list[Run] = []
         self.started = False
 
     # ------------------------------------------------------------------------------------------------ what was asked
@@ -267,7 +269,9 @@ class Run:
         from recipes.core.results import commit, hardware, peak_memory_mib, versions
 
         self.start()
-        seconds = self.earlier_seconds + time.monotonic() - self.began
+        self.seconds = self.earlier_seconds + time.monotonic() - self.began
+        earlier = sum(part.earlier_seconds for part in self.stages)  # of stages that were made before a resume
+        seconds = self.seconds + earlier if self.stages else self.seconds
         result = {
             "recipe": self.recipe.name,
             "config": self.name,
@@ -294,6 +298,26 @@ class Run:
         self.start()
         if self.is_main_process:
             write_text(self.output_dir / name, text)
+
+    def stage(self, name: str, **changes: Any) -> "Run":
+        """A part of this run that trains a model of its own, in a folder of its own; it resumes by itself.
+
+        Where `finished()` is true it was made before, and its `metrics` are those that it recorded. Else make it as any run,
+        with `arguments`, `fit` and `record`, and end it with `finish`.
+
+        Args:
+            changes: arguments in which it differs from the run.
+        """
+        self.start()
+        arguments = copy.deepcopy(self.arguments)
+        for key, value in {"output_dir": str(self.output_dir / name), **changes}.items():
+            setattr(arguments, key, value)
+        part = Run(self.recipe, self.config, arguments)
+        part.name, part.overwrite = f"{self.name}/{name}", "never"
+        made = read_json(part.output_dir / "result.json") or {}
+        part.metrics, part.earlier_seconds = made.get("metrics", {}), made.get("seconds", 0.0)
+        self.stages.append(part)
+        return part
 
     def discard_if_empty(self) -> None:
         """After a mistake was reported: leave no empty folder behind that a trainer made."""
