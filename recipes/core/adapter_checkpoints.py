@@ -1,8 +1,9 @@
-"""Checkpoints from which a prompt resumes as if undisturbed.
+"""Checkpoints from which a prompt or a stack of adapters resumes as if undisturbed.
 
 PEFT saves what a finished prompt needs and no more: the prompt, without the network that makes it. Training cannot go on
 from that: P-tuning would take the prompt for its encoder's input, without an error, and prefix-tuning's shapes differ.
-Such checkpoints carry every trained parameter beside PEFT's files.
+Of several adapters Trainer goes on with the first, whichever was trained. Such checkpoints carry every trained parameter
+beside PEFT's files.
 """
 
 from pathlib import Path
@@ -15,12 +16,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 FILE = "trained.safetensors"
 
 
-def keep_whole_prompt(trainer: Trainer) -> None:
+def keep_all_that_is_trained(trainer: Trainer) -> None:
     """Have a trainer save and load all that is trained, where PEFT's own files do not hold it."""
     model = trainer.model
     if not isinstance(model, PeftModel) or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         return
-    if not model.active_peft_config.is_prompt_learning:
+    stacked = len(model.peft_config) > 1 and model.active_peft_config.peft_type == "BOTTLENECK"
+    if not (model.active_peft_config.is_prompt_learning or stacked):
         return
     trainer.add_callback(SaveTrained(model))
     load_from_checkpoint = trainer._load_from_checkpoint

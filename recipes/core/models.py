@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 TASK_TYPES = {  # PEFT's names; it has none for masked LMs, and this one adds a prompt and nothing else
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForMaskedLM": "FEATURE_EXTRACTION",
@@ -242,7 +243,7 @@ class ModelConfig:
                 revision=self.model_revision,
                 dtype=self.dtype,
                 attn_implementation=self.attn_implementation,
-                quantization_config=self._quantization(),
+                quantization_config=self._quantization(with_head=TASK_TYPES[auto.__name__] in HEAD_TASKS),
                 **head,
             )
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -259,7 +260,8 @@ class ModelConfig:
             peft_block.check_model(self.peft_config(TASK_TYPES[auto.__name__]), model)
         return tokenizer, model
 
-    def _quantization(self) -> Any:
+    def _quantization(self, with_head: bool) -> Any:
+        """How to load the base in few bits; a new head stays as it is: 4 bits cannot be trained, and PEFT would copy them."""
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
         import torch
@@ -268,6 +270,7 @@ class ModelConfig:
         return BitsAndBytesConfig(
             load_in_4bit=self.load_in_4bit,
             load_in_8bit=self.load_in_8bit,
+            llm_int8_skip_modules=[*peft_block.HEADS, "pooler"] if with_head else None,
             bnb_4bit_quant_type=self.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=self.use_bnb_nested_quant,
             bnb_4bit_compute_dtype=getattr(torch, self.dtype) if self.dtype not in (None, "auto") else torch.float32,

@@ -25,7 +25,8 @@ OURS = {
     "base_model_name_or_path",
     "revision",
 }  # set by the recipe, not by hand
-HEADS = {"classifier", "score", "qa_outputs"}  # which PEFT trains beside every adapter by itself
+HEADS = ("classifier", "score", "qa_outputs", "classification_head")
+HEADS_OF = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 STEPS_UNKNOWN = sys.maxsize  # AdaLoRA's total_step until the trainer knows it
 
 
@@ -128,19 +129,28 @@ def puts_prompt_at_input(config: "PeftConfig") -> bool:
 def train_new_modules(config: "PeftConfig", missing_keys: Collection[str]) -> None:
     """Let modules train whose weights no checkpoint had, such as a head: frozen at random they would stay noise.
 
+    PEFT itself thinks of heads of three names, and of those of two tasks only after it has put adapters into them.
+
     Args:
         missing_keys: names of parameters that `from_pretrained` initialised anew.
     """
-    modules = {key.rpartition(".")[0] for key in missing_keys}
-    modules = sorted(name for name in modules if name and HEADS.isdisjoint(name.split(".")))
+    modules = {whole_head(key.rpartition(".")[0]) for key in missing_keys} - {""}
+    modules |= set(HEADS_OF.get(config.task_type, ()))
     if not modules:
         return
     if not hasattr(config, "modules_to_save"):
         raise UserError(
-            f"peft: the model has no trained weights for {modules[0]} and {config.peft_type.value.lower()} cannot train "
+            f"peft: the model has no trained weights for {min(modules)} and {config.peft_type.value.lower()} cannot train "
             "it beside the adapter; choose a method with modules_to_save"
         )
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *modules})
+
+
+def whole_head(module: str) -> str:
+    """The head that a module is a part of, as RoBERTa's `classifier.dense` is; any other module itself."""
+    parts = module.split(".")
+    ends = [index for index, part in enumerate(parts) if part in HEADS]
+    return ".".join(parts[: ends[0] + 1]) if ends else module
 
 
 def adapt(

@@ -182,7 +182,7 @@ class Run:
             UserError: the loss is no longer finite, or no gradient reaches an adapter; the last good checkpoint stays.
         """
         from recipes.core.adalora import allocate_ranks
-        from recipes.core.adapter_checkpoints import keep_whole_prompt
+        from recipes.core.adapter_checkpoints import keep_all_that_is_trained
         from recipes.core.checkpoints import (
             SealCheckpoints,
             discard_half_written,
@@ -211,7 +211,7 @@ class Run:
             setattr(trainer, TRL_TOKENS, earlier.get("tokens", 0))
             trainer.args.eval_on_start = False  # the start was measured at the start
         trainer.add_callback(RunLog(self, trainer))
-        keep_whole_prompt(trainer)
+        keep_all_that_is_trained(trainer)
         trainer.add_callback(SealCheckpoints(trainer))
         stop_without_gradient(trainer)
         stop_on_non_finite_loss(trainer, self.output_dir)
@@ -308,6 +308,8 @@ class Run:
         Args:
             changes: arguments in which it differs from the run.
         """
+        from transformers import set_seed
+
         self.start()
         arguments = copy.deepcopy(self.arguments)
         for key, value in {"output_dir": str(self.output_dir / name), **changes}.items():
@@ -317,6 +319,7 @@ class Run:
         made = read_json(part.output_dir / "result.json") or {}
         part.metrics, part.earlier_seconds = made.get("metrics", {}), made.get("seconds", 0.0)
         self.stages.append(part)
+        set_seed(arguments.seed)  # what a stage draws does not depend on whether those before it were made or found
         return part
 
     def discard_if_empty(self) -> None:

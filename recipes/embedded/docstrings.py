@@ -1,4 +1,4 @@
-"""Tasks that the docstrings of Python's standard library pose and answer: topics, summaries, questions.
+"""Tasks that the docstrings of Python's standard library pose and answer: topics and other labels, summaries, questions.
 
 Which split a docstring is in follows from the top-level class or function that it belongs to, so that no class is on both
 sides; a test text that also stands in training is dropped. The seed only orders the rows.
@@ -7,7 +7,7 @@ sides; a test text that also stands in training is dropped. The seed only orders
 import ast
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from recipes.embedded.text import fraction, modules
@@ -52,6 +52,17 @@ TOPICS = {  # what a module is about; modules that Python has dropped or may dro
     ],
     "xml": ["xml", "plistlib", "json", "csv", "pickle", "pickletools", "shelve", "sqlite3", "dbm"],
 }
+PACKAGES = {  # a word for each
+    "asyncio": "event",
+    "email": "message",
+    "http": "request",
+    "importlib": "import",
+    "logging": "log",
+    "multiprocessing": "process",
+    "tkinter": "window",
+    "unittest": "test",
+    "xml": "element",
+}
 TOPIC_OF = {module: topic for topic, modules_ in TOPICS.items() for module in modules_}
 
 
@@ -62,11 +73,13 @@ class Docstring:
     Attributes:
         source: `package/module.py`.
         name: the definition's own name.
+        node: the definition.
         owner: its source and its top-level definition, which decide the split.
     """
 
     source: str
     name: str
+    node: ast.AST
     owner: str
     text: str
 
@@ -93,7 +106,7 @@ def docstrings() -> Iterator[Docstring]:
                     if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                         text = (ast.get_docstring(child) or "").encode(errors="ignore").decode().strip()
                         if text:
-                            yield Docstring(source, child.name, f"{source}:{node.name}", text)
+                            yield Docstring(source, child.name, child, f"{source}:{node.name}", text)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tasks
@@ -102,16 +115,49 @@ def topics(seed: int = 0) -> dict[str, list[dict[str, str]]]:
 
     A text that stands in modules of two topics is left out.
     """
+    return _labelled(lambda docstring: docstring.topic, seed, "topics")
+
+
+def packages(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `text`, `label`: as topics, but the label is one of PACKAGES."""
+    return _labelled(lambda docstring: PACKAGES.get(docstring.source.partition("/")[0]), seed, "packages")
+
+
+def kinds(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `text`, `label`: a docstring, and whether it is of a class, of a function or of a method."""
+
+    def kind(docstring: Docstring) -> str:
+        if isinstance(docstring.node, ast.ClassDef):
+            return "class"
+        return "function" if docstring.owner.endswith(f":{docstring.name}") else "method"
+
+    return _labelled(kind, seed, "kinds")
+
+
+def results(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `text`, `label`: the docstring of a function, and whether it returns a value."""
+
+    def result(docstring: Docstring) -> str | None:
+        if isinstance(docstring.node, ast.ClassDef):
+            return None
+        returns = (child for child in ast.walk(docstring.node) if isinstance(child, ast.Return))
+        return "value" if any(child.value is not None for child in returns) else "none"
+
+    return _labelled(result, seed, "results")
+
+
+def _labelled(label: Callable[[Docstring], str | None], seed: int, name: str) -> dict[str, list[dict[str, str]]]:
+    """Docstrings of at least 40 characters that have a label, without those that have two."""
     found: dict[str, list[Docstring]] = {}
     for docstring in docstrings():
-        if docstring.topic and len(docstring.text) >= 40:
+        if label(docstring) and len(docstring.text) >= 40:
             found.setdefault(" ".join(docstring.text.split()), []).append(docstring)
     rows = [
-        (each[0].split, {"text": text, "label": each[0].topic})
+        (each[0].split, {"text": text, "label": label(each[0])})
         for text, each in found.items()
-        if len({one.topic for one in each}) == 1
+        if len({label(one) for one in each}) == 1
     ]
-    return _splits(rows, seed, "topics", "text")
+    return _splits(rows, seed, name, "text")
 
 
 def summaries(seed: int = 0) -> dict[str, list[dict[str, str]]]:

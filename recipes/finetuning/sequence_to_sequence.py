@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from recipes.core import DataConfig, ModelConfig, Run, recipe
-from recipes.finetuning.text_pairs import COUNTED, FORM, check_metrics, encode, measure, samples_table, written
+from recipes.finetuning.text_pairs import COUNTED, FORM, check_metrics, encode, measure, named, samples_table, written
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SequenceToSequenceConfig(Seq2SeqTrainingArguments):
 
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, training: SequenceToSequenceConfig) -> None:
-    pairs = data.load(FORM)
+    pairs = {split: named(dataset) for split, dataset in data.load(FORM).items()}
     tokenizer, writer = model.load(AutoModelForSeq2SeqLM)
     rows = {split: encode(pairs[split], tokenizer, training) for split in pairs}
 

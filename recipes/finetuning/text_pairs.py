@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from recipes.core import metrics
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from recipes.finetuning.sequence_to_sequence import SequenceToSequenceConfig
 
 FORM = ("source", "target")
-COUNTED = {
+COUNTED = {  # what of each metric is recorded
     "rouge": ["rouge1", "rouge2", "rougeL"],
     "sacrebleu": ["score"],
     "chrf": ["score"],
-}  # what of each is recorded
+    "squad": ["exact_match"],
+}
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -26,6 +27,15 @@ def check_metrics(names: Sequence[str]) -> None:
     for name in names:
         if name not in COUNTED:
             raise UserError(f"metrics: no metric of texts '{name}'{did_you_mean(name, COUNTED)}")
+
+
+def named(dataset: Dataset) -> Dataset:
+    """The rows with targets as text: a label by its name, as T5 writes it."""
+    feature = dataset.features["target"]
+    if not isinstance(feature, ClassLabel):
+        return dataset
+    names = [feature.int2str(label) for label in dataset["target"]]
+    return dataset.remove_columns("target").add_column("target", names)
 
 
 def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: "SequenceToSequenceConfig") -> Dataset:
@@ -69,7 +79,8 @@ def measure(predictions: Sequence[str], references: Sequence[str], names: Sequen
     """The metrics `names` by their figures' names: `rouge1`, …, `sacrebleu`, `chrf`."""
     figures: dict[str, float] = {}
     for name in names:
-        found = metrics.load(name).compute(predictions=list(predictions), references=list(references))
+        accepted = [[text] for text in references] if name == "squad" else list(references)
+        found = metrics.load(name).compute(predictions=list(predictions), references=accepted)
         figures |= {name if key == "score" else key: found[key] for key in COUNTED[name]}
     return figures
 

@@ -24,6 +24,9 @@ class ThreeStageConfig(ClassificationConfig):
     further_dataset_name: str = field(
         default="embedded/text", metadata={"help": "Stage 1: text of any kind, column text."}
     )
+    further_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset of stage 1."}
+    )
     further_steps: int = field(default=1000, metadata={"help": "Optimiser steps of stage 1."})
     in_domain_dataset_name: str | None = field(
         default=None, metadata={"help": "Stage 2: text of the task's domain; null: the task's training texts."}
@@ -46,19 +49,24 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: ThreeStageCon
     task = data.load(*FORMS)
     labels = labels_of(task)
     domain = training.in_domain_dataset_name
-    domain = task.select_columns("text") if domain is None else texts_of(domain, data)
+    domain = task.select_columns("text") if domain is None else texts_of(replace(data, dataset_name=domain))
 
-    # One run of masked words after another, each from the folder of the one before.
-    pretraining = {"learning_rate": training.pretraining_learning_rate, "max_length": training.pretraining_max_length}
-    further, in_domain = training.further_steps, training.in_domain_steps
+    further = replace(data, dataset_name=training.further_dataset_name, dataset_config=training.further_dataset_config)
+
+    def pretrain(name: str, source: str, text, steps: int) -> str:
+        """Go on with masked words from the model in `source`; returns the folder of the new one."""
+        rate, length = training.pretraining_learning_rate, training.pretraining_max_length
+        part = run.stage(name, learning_rate=rate, max_steps=steps)
+        if not part.finished():
+            tokenizer, encoder = replace(model, model_name_or_path=source).load(AutoModelForPreTraining, needs=("pad_token",))
+            part.fit(masked_trainer(encoder, part.arguments, tokenizer, text, length))
+            part.finish()
+        return str(part.output_dir)
+
     base = model.model_name_or_path
-    two = pretrain(run, "in-domain", replace(model), domain, max_steps=in_domain, **pretraining)
-    one = pretrain(
-        run, "further", replace(model), texts_of(training.further_dataset_name, data), max_steps=further, **pretraining
-    )
-    three = pretrain(
-        run, "further, in-domain", replace(model, model_name_or_path=one), domain, max_steps=in_domain, **pretraining
-    )
+    one = pretrain("further", base, texts_of(further), training.further_steps)
+    two = pretrain("in-domain", base, domain, training.in_domain_steps)
+    three = pretrain("further and in-domain", one, domain, training.in_domain_steps)
 
     for stages, source in (("1_stage", base), ("2_stages", two), ("3_stages", three)):
         part = run.stage(f"fine-tuned after {stages}")
@@ -74,19 +82,9 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: ThreeStageCon
     run.record(baselines=baselines(task))
 
 
-def texts_of(name: str, data: DataConfig):
+def texts_of(data: DataConfig):
     """Documents with the column `text`."""
-    return replace(data, dataset_name=name, dataset_columns=None).load(("text",))
-
-
-def pretrain(run: Run, name: str, model: ModelConfig, text, **changes) -> str:
-    """Go on with masked words on `text`; returns the folder of the model."""
-    part = run.stage(name, **changes)
-    if not part.finished():
-        tokenizer, encoder = model.load(AutoModelForPreTraining, needs=("pad_token",))
-        part.fit(masked_trainer(encoder, part.arguments, tokenizer, text, part.arguments.max_length))
-        part.finish()
-    return str(part.output_dir)
+    return replace(data, dataset_columns=None).load(("text",))
 
 
 if __name__ == "__main__":
