@@ -14,7 +14,7 @@ from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.finetuning.classification import ClassificationConfig
 from recipes.finetuning.classification_data import FORMS, baselines, labels_of
 from recipes.finetuning.language_adapters import accuracy, stacked_trainer
-from recipes.finetuning.masked_text import masked_trainer
+from recipes.finetuning.masked_text import masked_trainer, texts_of
 
 
 @dataclass
@@ -22,12 +22,17 @@ class CrossLingualConfig(ClassificationConfig):
     """The arguments of the task adapter, those in which language adapters differ, and the other language's data."""
 
     language_dataset_name: str = field(default="embedded/text", metadata={"help": "Text of the task's language."})
+    language_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that Hub dataset."})
     other_language_dataset_name: str = field(
         default="embedded/second-language", metadata={"help": "Text of the other language; no labels."}
+    )
+    other_language_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of that Hub dataset."}
     )
     other_test_dataset_name: str = field(
         default="embedded/second-language-topics", metadata={"help": "The task in the other language; its test split."}
     )
+    other_test_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that Hub dataset."})
     language_learning_rate: float = field(default=1e-4, metadata={"help": "Of language adapters; 1e-4 in the paper."})
     language_steps: int = field(default=250_000, metadata={"help": "Steps of each; 250,000 in the paper."})
     language_max_length: int = field(default=128, metadata={"help": "Tokens of a row of text."})
@@ -41,16 +46,21 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: CrossLingualC
         raise UserError("cross_lingual stacks adapters of peft: {method: bottleneck, invertible: true}")
     task = data.load(*FORMS)
     labels = labels_of(task)
-    other = replace(data, dataset_name=training.other_test_dataset_name).load(*FORMS)
+    other = replace(
+        data, dataset_name=training.other_test_dataset_name, dataset_config=training.other_test_dataset_config
+    ).load(*FORMS)
     labels_of(other)
 
-    sources = {"language": training.language_dataset_name, "other-language": training.other_language_dataset_name}
+    sources = {
+        "language": (training.language_dataset_name, training.language_dataset_config),
+        "other-language": (training.other_language_dataset_name, training.other_language_dataset_config),
+    }
     rates = {"learning_rate": training.language_learning_rate, "max_steps": training.language_steps}
     languages = {}
-    for name, source in sources.items():  # stage 1: one adapter for each language, from text alone
+    for name, (source, configuration) in sources.items():  # stage 1: one adapter for each language, from text alone
         part = run.stage(name, **rates)
         if not part.finished():
-            text = replace(data, dataset_name=source, max_train_samples=None).load(("text",))
+            text = texts_of(replace(data, dataset_name=source, dataset_config=configuration))
             tokenizer, encoder = model.load(AutoModelForMaskedLM, needs=("pad_token",))
             adapted = model.adapt(encoder, None, part.arguments)
             trainer = masked_trainer(adapted, part.arguments, tokenizer, text, training.language_max_length)

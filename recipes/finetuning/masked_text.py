@@ -4,6 +4,7 @@ Paper: Devlin et al. 2018, BERT, arXiv 1810.04805, section 3.1 (15 % of the toke
        10 % as they are). Next sentences are left out, as RoBERTa does (arXiv 1907.11692, section 4.2).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,14 @@ from transformers import (
 )
 
 from recipes.adapters.cloze import special_tokens
-from recipes.core import UserError
+from recipes.core import DataConfig, UserError
+
+
+def texts_of(data: DataConfig) -> DatasetDict:
+    """Documents with the column `text`, all of them; the columns that the task's data are given do not matter here."""
+    return replace(data, dataset_columns=None, max_train_samples=None, test_split_size=data.test_split_size or 0.01).load(
+        ("text",)
+    )
 
 
 def masked_rows(documents: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

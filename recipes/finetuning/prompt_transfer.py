@@ -23,6 +23,9 @@ class PromptTransferConfig(ClassificationConfig):
     sources: dict[str, str] | None = field(
         default=None, metadata={"help": "Source tasks: a name, and the dataset; their labels are words of the gap."}
     )
+    source_verbalizers: dict[str, dict[str, str]] | None = field(
+        default=None, metadata={"help": "The words of a source's labels; default: the labels."}
+    )
     shots: int = field(default=16, metadata={"help": "Training rows of each label of the target."})
     target_steps: int = field(default=500, metadata={"help": "Optimiser steps on the target, from any start."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each draws other shots."})
@@ -46,7 +49,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: PromptTransfe
 
     prompts = {}
     for name, source in training.sources.items():  # 1: a prompt for each source task, from all its rows
-        part = run.stage(f"source-{name}", verbalizer=None)
+        part = run.stage(f"source-{name}", verbalizer=(training.source_verbalizers or {}).get(name))
         if not part.finished():
             task = replace(data, dataset_name=source, max_train_samples=None).load(*FORMS)
             trainer = classification_gap.make_trainer(replace(model), part.arguments, task, labels_of(task))

@@ -14,7 +14,7 @@ from recipes.finetuning import classification_head
 from recipes.finetuning.classification import ClassificationConfig
 from recipes.finetuning.classification_data import FORMS, baselines, labels_of
 from recipes.finetuning.layer_decay import use_layer_decay
-from recipes.finetuning.masked_text import masked_trainer
+from recipes.finetuning.masked_text import masked_trainer, texts_of
 
 
 @dataclass
@@ -80,11 +80,6 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: ThreeStageCon
             part.finish()
         run.record(**{f"accuracy_{stages}": part.metrics["accuracy"]})
     run.record(baselines=baselines(task))
-
-
-def texts_of(data: DataConfig):
-    """Documents with the column `text`."""
-    return replace(data, dataset_columns=None).load(("text",))
 
 
 if __name__ == "__main__":
