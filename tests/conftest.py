@@ -62,12 +62,13 @@ def main():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder with `tokenizer`; `model`, a LLaMA of 2 layers that has that tokenizer; `scorer`, it with one score.
+    """Folder with `tokenizer`; `model`, a LLaMA of 2 layers that has that tokenizer; `scorer`, it with one score; `bart`.
 
-    The tokenizer is byte-level BPE of 300 tokens with a chat template; pad and EOS differ.
+    The tokenizer is byte-level BPE of 300 tokens with a chat template; pad and EOS differ. `bart` is a tokenizer of the
+    same kind with the special tokens of BART and RoBERTa.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
     torch.set_num_threads(1)
@@ -88,6 +89,22 @@ def tiny(tmp_path_factory) -> Path:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder / "tokenizer")
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    masking = Tokenizer(models.BPE())
+    masking.pre_tokenizer, masking.decoder = backend.pre_tokenizer, backend.decoder
+    masking.train_from_iterator(TEXTS * 4, trainer)
+    masking.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+    PreTrainedTokenizerFast(
+        tokenizer_object=masking, cls_token="<s>", sep_token="</s>", **dict(zip(names, special))
+    ).save_pretrained(folder / "bart")
 
     torch.manual_seed(0)
     config = LlamaConfig(

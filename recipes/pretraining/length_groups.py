@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from transformers import Trainer
 
 POOL = 50  # batches' worth of random rows that are sorted together
 
@@ -39,3 +40,13 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         last = [steps.pop()] if len(steps[-1]) < self.batch_size else []  # a step that is not full stays at the end
         steps = [steps[place] for place in numbers.permutation(len(steps))]
         return iter(np.concatenate(steps + last).tolist())
+
+
+class LengthGroupedTrainer(Trainer):
+    """Trainer whose `train_sampling_strategy: group_by_length` is LengthGroupedSampler; its dataset has `lengths`."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler(self.train_dataset.lengths, rows, self.args.seed)

@@ -11,10 +11,11 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, Training
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.pretraining.cloze import filled_blanks, unigram_baselines
+from recipes.pretraining.epochs import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer, check_model
 from recipes.pretraining.masking import MaskingCollator
 from recipes.pretraining.probing import make_probe
-from recipes.pretraining.segments import CountEpochs, SegmentDataset
+from recipes.pretraining.segments import SegmentDataset
 from recipes.pretraining.sentences import read_corpus
 
 NEEDS = ("mask_token", "pad_token", "cls_token", "sep_token")
@@ -26,7 +27,8 @@ class MaskedConfig(TrainingArguments):
 
     max_length: int = field(default=512, metadata={"help": "Tokens of a row with its special tokens."})
     next_sentence_prediction: bool = field(
-        default=True, metadata={"help": "Pairs of segments, half of them random (BERT); else full sentences (RoBERTa)."}
+        default=True,
+        metadata={"help": "Pairs of segments, half of them random (BERT); else full sentences (RoBERTa)."},
     )
     short_share: float = field(default=0.1, metadata={"help": "Share of documents whose pairs are cut shorter."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens to be guessed."})

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 
 from recipes.core import UserError
-from recipes.pretraining.length_groups import LengthGroupedSampler
+from recipes.pretraining.length_groups import LengthGroupedTrainer
 from recipes.pretraining.masking import IGNORED
 
 
@@ -34,7 +34,7 @@ def check_model(model: PreTrainedModel, max_length: int, pairs: bool) -> None:
         raise UserError("next_sentence_prediction: the model tells no segments apart; set type_vocab_size to 2")
 
 
-class MaskedTrainer(Trainer):
+class MaskedTrainer(LengthGroupedTrainer):
     """Computes the vocabulary's logits at the masked positions alone, and weights the loss by them.
 
     transformers' models make logits for all positions, of which six in seven have no label, and average over a
@@ -49,12 +49,6 @@ class MaskedTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.supervised: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._keep_supervised)
-
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(self.train_dataset.lengths, rows, self.args.seed)
 
     def _keep_supervised(self, encoder: torch.nn.Module, inputs: Any, output: Any) -> Any:
         """The last hidden states at the supervised positions, [1, n, width]; the head sees nothing else."""

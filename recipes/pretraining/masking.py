@@ -4,6 +4,7 @@ Paper: Devlin et al. 2019, BERT: Pre-training of Deep Bidirectional Transformers
        appendix A.1; masks that change from epoch to epoch: Liu et al. 2019, RoBERTa, arXiv 1907.11692, section 4.1.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class MaskingCollator:
         self.ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        tokens, words = _pad(rows, "input_ids", self.pad_id), _pad(rows, "words", -1)
+        tokens, words = pad([row["input_ids"] for row in rows], self.pad_id), pad([row["words"] for row in rows], -1)
         numbers = np.zeros((3, *tokens.shape))
         for place, row in enumerate(rows):
             length = len(row["input_ids"])
@@ -89,18 +90,18 @@ class MaskingCollator:
         substitutes = self.ordinary[(numbers[2] * len(self.ordinary)).astype(np.int64)]
         batch = {
             "input_ids": conceal(tokens, chosen, numbers[1], substitutes, self.mask_id),
-            "attention_mask": _pad(rows, "words", -2) != -2,
+            "attention_mask": pad([np.ones(len(row["words"])) for row in rows], 0),
             "labels": np.where(chosen, tokens, IGNORED),
         }
         if "token_type_ids" in rows[0]:
-            batch["token_type_ids"] = _pad(rows, "token_type_ids", 0)
+            batch["token_type_ids"] = pad([row["token_type_ids"] for row in rows], 0)
             batch["next_sentence_label"] = np.asarray([row["next_sentence_label"] for row in rows])
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
 
 
-def _pad(rows: list[dict[str, Any]], name: str, filler: int) -> np.ndarray:
-    """One column of all rows, [rows, longest], filled up on the right."""
-    padded = np.full((len(rows), max(len(row[name]) for row in rows)), filler, dtype=np.int64)
+def pad(rows: Sequence[Sequence[int] | np.ndarray], filler: int) -> np.ndarray:
+    """Rows of any length as one array, filled up on the right, [rows, longest], int64."""
+    padded = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
     for place, row in enumerate(rows):
-        padded[place, : len(row[name])] = row[name]
+        padded[place, : len(row)] = row
     return padded

@@ -4,13 +4,15 @@ Paper: Devlin et al. 2019, BERT, arXiv 1810.04805, section 3.1 (task 2) and appe
        Liu et al. 2019, RoBERTa, arXiv 1907.11692, section 4.2 (FULL-SENTENCES).
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
 from recipes.core import UserError
+from recipes.pretraining.epochs import epoch_counter
 from recipes.pretraining.sentences import Corpus
 
 
@@ -78,24 +80,24 @@ def _cut_to_fit(a: tuple[int, int], b: tuple[int, int], tokens: int, numbers: np
     return cut
 
 
-def full_sentences(corpus: Corpus, max_tokens: int) -> np.ndarray:
-    """Rows of as many consecutive sentences as fit, across documents; a sentence that is longer is cut in rows.
+def full_sentences(corpus: Corpus, max_tokens: int, across: bool = True) -> np.ndarray:
+    """Rows of as many consecutive sentences as fit; a sentence that is longer than a row is cut into rows.
+
+    Args:
+        across: whether a row may go on in the next document.
 
     Returns:
         Ranges of `corpus.tokens`, [rows, 1, 2].
     """
-    rows, first, offsets = [], 0, corpus.sentences
-    while first < len(offsets) - 1:
-        end = int(np.searchsorted(offsets, offsets[first] + max_tokens, side="right")) - 1
-        if end > first:
-            rows.append((offsets[first], offsets[end]))
-        else:
-            end = first + 1
-            rows += [
-                (begin, min(begin + max_tokens, offsets[end]))
-                for begin in range(offsets[first], offsets[end], max_tokens)
-            ]
-        first = end
+    rows, offsets = [], corpus.sentences
+    bounds = corpus.documents[[0, -1]] if across else corpus.documents
+    for first, last in itertools.pairwise(bounds.tolist()):
+        while first < last:
+            end = int(np.searchsorted(offsets, offsets[first] + max_tokens, side="right")) - 1
+            end = max(min(end, last), first + 1)
+            stop = offsets[end]
+            rows += [(begin, min(begin + max_tokens, stop)) for begin in range(offsets[first], stop, max_tokens)]
+            first = end
     return np.asarray(rows)[:, None]
 
 
@@ -134,7 +136,7 @@ class SegmentDataset(torch.utils.data.Dataset):
             self.ranges, self.labels = (np.concatenate(parts) for parts in zip(*made))
         else:
             self.ranges, self.labels = np.tile(full_sentences(corpus, max_length - 2), (duplicates, 1, 1)), None
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
+        self.epoch = epoch_counter()
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -163,13 +165,3 @@ class SegmentDataset(torch.utils.data.Dataset):
         if self.labels is not None:
             item |= {"token_type_ids": np.concatenate(kinds), "next_sentence_label": int(self.labels[row])}
         return item
-
-
-class CountEpochs(TrainerCallback):
-    """Tells a dataset which epoch begins, on a resume too. (accelerate tells it to datasets in one process only.)"""
-
-    def __init__(self, dataset: SegmentDataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.epoch.fill_(int(state.epoch or 0))
