@@ -84,13 +84,18 @@ def check_name(adapter_name: str, model: nn.Module) -> None:
 
 
 def open_adapter(
-    model: nn.Module | PeftModel, source: str | Path, adapter_name: str = "default", trainable: bool = False
+    model: nn.Module | PeftModel,
+    source: str | Path,
+    adapter_name: str = "default",
+    trainable: bool = False,
+    any_base: bool = False,
 ) -> PeftModel:
     """A saved adapter on its base model, or beside the adapters that a PeftModel already has.
 
     Args:
         source: folder or Hub name.
         trainable: whether to train on; prompt methods of PEFT cannot be.
+        any_base: take a base model of another name than the one that the adapter was trained on, if the tensors fit.
 
     Raises:
         UserError: there is no adapter, it belongs to another base model, or its tensors do not fit this one.
@@ -98,7 +103,8 @@ def open_adapter(
     source = str(source)
     config = read_config(source)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    check_base(config, base, source)
+    if not any_base:
+        check_base(config, base, source)
     check_name(adapter_name, base)
     mismatch = UserError(
         f"{source}: the adapter does not fit {type(base).__name__}; it was trained on {config.base_model_name_or_path}"

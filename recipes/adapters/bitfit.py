@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import PeftType
 from torch import nn
 
-from recipes.adapters.layers import own_modules, trained_whole
+from recipes.adapters.layers import AdapterModel, own_modules, trained_whole
 from recipes.core.errors import UserError, did_you_mean
 
 QUERY = re.compile(r"(^|\.)(query|q_proj|q_lin|q)$")
@@ -113,30 +113,19 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.clear()
 
 
-class BitFitModel(BaseTuner):
-    """Puts a BitFitLayer around every module that has a bias of its own."""
+class BitFitModel(AdapterModel):
+    """Tuner that puts a BitFitLayer around every module that has a bias of its own."""
 
     prefix = "bitfit_"
-    tuner_layer_cls = BitFitLayer
-    target_module_mapping: dict = {}
 
-    def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict) -> BitFitConfig:
-        return peft_config
-
-    def _prepare_model(self, peft_config: BitFitConfig, model: nn.Module) -> None:
-        self._found = set(chosen(peft_config, model))
-
-    def _check_target_module_exists(self, peft_config: BitFitConfig, key: str) -> bool:
-        return key in self._found
+    def find(self, config: BitFitConfig, model: nn.Module) -> list[str]:
+        return chosen(config, model)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
         if not isinstance(target, BitFitLayer):
             target = BitFitLayer(target)
             setattr(parent, target_name, target)
         target.add_copy(adapter_name)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Leave the copies in the base's type: each stands in for one of its parameters."""

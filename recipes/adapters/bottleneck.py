@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from peft import PeftModel
 from peft.config import PeftConfig
-from peft.utils import PeftType
+from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
 from transformers.activations import ACT2FN
 
@@ -168,9 +168,7 @@ class BottleneckModel(AdapterModel):
 
     def find(self, config: BottleneckConfig, model: nn.Module) -> list[str]:
         if config.train_layer_norms:
-            norms = {
-                name: module for name, module in own_modules(model, whole=True) if "Norm" in type(module).__name__
-            }
+            norms = [name for name, module in own_modules(model, whole=True) if is_norm(module)]
             if any(isinstance(model.get_submodule(name), BottleneckLayer) for name in norms):
                 raise UserError("bottleneck: another adapter stands at the layer norms that this one would train")
             ends = {name.rpartition(".")[2] for name in norms}
@@ -207,6 +205,13 @@ class BottleneckModel(AdapterModel):
     def _block(self, config: BottleneckConfig, adapter_name: str, key: str, layer: BottleneckLayer) -> nn.Module:
         return Bottleneck(width(layer.base_layer), config)
 
+    def unload(self) -> nn.Module:
+        """The base model, with its own layer norms; PEFT would leave the trained ones, as it leaves a trained head."""
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper) and is_norm(module.original_module):
+                module.set_adapter([])
+        return super().unload()
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Set the active adapters, applied in this order, below each the one it is stacked on; these are not trained.
 
@@ -232,6 +237,10 @@ class BottleneckModel(AdapterModel):
                 raise UserError(f"adapter '{below}' is stacked on itself")
             chain.insert(0, below)
         return chain
+
+
+def is_norm(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__
 
 
 def width(module: nn.Module) -> int:

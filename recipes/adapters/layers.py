@@ -1,4 +1,4 @@
-"""What the adapters that no weight can absorb have in common: a layer around a module of the base, and its tuner."""
+"""What the adapters here have in common: a layer around a module of the base model, and the tuner that puts it there."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -109,14 +109,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 
 class AdapterModel(BaseTuner):
-    """Tuner of a method that finds the modules it adapts by itself and cannot be merged.
+    """Tuner of a method that finds the modules it adapts by itself.
 
-    A subclass sets `why_not_merged` and implements `find` and `_create_and_replace`.
+    A subclass implements `find` and `_create_and_replace`, and says in `why_not_merged` why the base cannot take in its
+    adapters, if it cannot.
     """
 
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping: dict = {}
-    why_not_merged: str
+    why_not_merged: str | None = None
 
     def find(self, config, model: nn.Module) -> Sequence[str]:
         """The names of the modules that an adapter of this config is put around.
@@ -144,6 +144,8 @@ class AdapterModel(BaseTuner):
         return re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
 
     def _check_merge_allowed(self) -> None:
+        if self.why_not_merged is None:
+            return super()._check_merge_allowed()
         raise UserError(f"{self.prefix.rstrip('_')}: cannot be merged into the base: {self.why_not_merged}")
 
 

@@ -1,7 +1,7 @@
 """Adapters that were published before PEFT had a format, as PEFT's tensors and configs.
 
 - microsoft/LoRA's (Hu et al. 2021, arXiv 2106.09685): `…query.lora_A`, `…query.lora_B`, and the classifier.
-- T-Few's (IA)³ (Liu et al. 2022, arXiv 2205.05638): `…k.multi_lora_b`, `…v.multi_lora_b`, `…DenseReluDense.wi_1.multi_lora_b`.
+- T-Few's (IA)³ (Liu et al. 2022, arXiv 2205.05638): `multi_lora_b` of `k`, `v` and `wi_1`.
 - Soft prompts of google-research/prompt-tuning (Lester et al. 2021, arXiv 2104.08691): one array of numpy.
 """
 
