@@ -25,19 +25,26 @@ class AdapterFusionTaskConfig(ClassificationConfig):
     fusion_learning_rate: float = field(default=5e-5, metadata={"help": "Of stage 2; 5e-5 in the paper."})
     fusion_steps: int = field(default=1000, metadata={"help": "Optimiser steps of stage 2."})
     regularization: float = field(default=0.01, metadata={"help": "Factor of |V - I|² in stage 2's loss."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Both stages are made once for each."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Both stages are made once for each."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if not self.sources or "target" in self.sources:
-            raise UserError("sources: name at least one task beside the target: {name: dataset}, none of them 'target'")
+            raise UserError(
+                "sources: name at least one task beside the target: {name: dataset}, none of them 'target'"
+            )
 
 
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, training: AdapterFusionTaskConfig) -> None:
     if model.peft is None or model.peft.get("method") != "bottleneck" or model.peft.get("placement") != "pfeiffer":
         raise UserError("adapter_fusion combines adapters of peft: {method: bottleneck, placement: pfeiffer}")
-    tasks = {name: replace(data, dataset_name=source, max_train_samples=None).load(*FORMS) for name, source in training.sources.items()}
+    tasks = {
+        name: replace(data, dataset_name=source, max_train_samples=None).load(*FORMS)
+        for name, source in training.sources.items()
+    }
     tasks["target"] = data.load(*FORMS)
     labels = {name: labels_of(task) for name, task in tasks.items()}
 
@@ -51,7 +58,10 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: AdapterFusion
             folders[name] = str(part.output_dir)
 
         part = run.stage(  # stage 2: queries, keys, values and a new head, on the target
-            f"seed-{seed}/fusion", seed=seed, learning_rate=training.fusion_learning_rate, max_steps=training.fusion_steps
+            f"seed-{seed}/fusion",
+            seed=seed,
+            learning_rate=training.fusion_learning_rate,
+            max_steps=training.fusion_steps,
         )
         fusion = {"method": "adapter_fusion", "adapters": folders, "regularization": training.regularization}
         learn(part, replace(model, peft=fusion), tasks["target"], labels["target"])
@@ -60,7 +70,9 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: AdapterFusion
 
     run.record(**{name: mean(values) for name, values in scores.items()}, seeds=scores)
     single = mean(scores["accuracy_adapter_target"])
-    run.record(baselines={"accuracy_fusion": single, "accuracy_adapter_target": baselines(tasks["target"])["accuracy"]})
+    run.record(
+        baselines={"accuracy_fusion": single, "accuracy_adapter_target": baselines(tasks["target"])["accuracy"]}
+    )
 
 
 def learn(part: Run, model: ModelConfig, task, labels: list[str]) -> None:

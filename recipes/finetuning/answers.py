@@ -33,7 +33,9 @@ def count_answers(trainer: SFTTrainer, test: Dataset, source: list[str], number:
     given, ended = answers(trainer, rows, length)
     wanted = [text_of(completion) for completion in rows["completion"]]
     figures = {
-        "exact_match": metrics.load("squad").compute(predictions=given, references=[[text] for text in wanted])["exact_match"],
+        "exact_match": metrics.load("squad").compute(predictions=given, references=[[text] for text in wanted])[
+            "exact_match"
+        ],
         "chrf": metrics.load("chrf").compute(predictions=given, references=wanted)["score"],
         "ended": sum(ended) / len(ended),
     }
@@ -58,12 +60,16 @@ def answers(trainer: SFTTrainer, rows: Dataset, length: int) -> tuple[list[str],
         batch: Any = rows.select(range(start, min(start + BATCH, len(rows))))
         if is_conversational(batch[0]):
             prompts = tokenizer.apply_chat_template(list(batch["prompt"]), tokenize=False, add_generation_prompt=True)
-            inputs = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+            inputs = tokenizer(
+                prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+            )
         else:
             inputs = tokenizer(list(batch["prompt"]), padding=True, padding_side="left", return_tensors="pt")
         inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
         with trainer.compute_loss_context_manager():
-            tokens = model.generate(**inputs, max_new_tokens=length, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+            tokens = model.generate(
+                **inputs, max_new_tokens=length, do_sample=False, eos_token_id=tokenizer.eos_token_id
+            )
         new = tokens[:, inputs["input_ids"].shape[1] :]
         ended += (new == tokenizer.eos_token_id).any(-1).tolist()
         texts += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

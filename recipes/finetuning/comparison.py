@@ -6,11 +6,12 @@ Run:   python -m recipes.finetuning.comparison --config configs/finetuning/compa
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from recipes.core import Run, TaskConfig, UserError, recipe
+from recipes.core import Run, RunConfig, TaskConfig, UserError, recipe
 from recipes.finetuning.comparison_report import draw, markdown, summary
-from recipes.finetuning.comparison_runs import best_rate, command, make, own_settings
+from recipes.finetuning.comparison_runs import best_rate, make, own_settings, run_command
 
 
 @dataclass
@@ -24,13 +25,16 @@ class ComparisonConfig(TaskConfig):
         default=None, metadata={"help": "Keys of `base` to change for all methods: model, data, max_steps, …"}
     )
     methods: list[str] = field(
-        default_factory=list, metadata={"help": "Configs of finetuning/classification, whose own keys are the method's."}
+        default_factory=list,
+        metadata={"help": "Configs of finetuning/classification, whose own keys are the method's."},
     )
     score: str = field(default="accuracy", metadata={"help": "The metric of a run's result that is compared."})
     higher_is_better: bool = field(default=True, metadata={"help": "Whether the best score is the highest."})
     learning_rates: list[float] = field(
         default_factory=lambda: [0.1, 0.3, 1.0, 3.0],
-        metadata={"help": "Tried for each method, as multiples of the rate in its config, on rows held out of training."},
+        metadata={
+            "help": "Tried for each method, as multiples of the rate in its config, on rows held out of training."
+        },
     )
     held_out: float = field(default=0.1, metadata={"help": "Share of the training rows that the search measures on."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of the runs at the rate found."})
@@ -51,8 +55,9 @@ class ComparisonConfig(TaskConfig):
 def main(run: Run, compared: ComparisonConfig) -> None:
     run.start()
     folder, rates, seeds = run.output_dir, compared.learning_rates, compared.seeds
+    command = partial(run_command, compared, run.config.get(RunConfig).runs_dir)
     tried = {  # the search: one seed, rows held out of training
-        (name, rate): command(compared, folder / name / f"search-{rate:g}", name, rate, seeds[0], search=True)
+        (name, rate): command(folder / name / f"search-{rate:g}", name, rate, seeds[0], search=True)
         for name in compared.methods
         for rate in rates
     }
@@ -60,7 +65,7 @@ def main(run: Run, compared: ComparisonConfig) -> None:
     best = {name: best_rate(searched, name, compared) for name in compared.methods}
 
     final = {  # at the rate found: all seeds, the whole training split, the test split
-        (name, seed): command(compared, folder / name / f"seed-{seed}", name, best[name], seed, search=False)
+        (name, seed): command(folder / name / f"seed-{seed}", name, best[name], seed, search=False)
         for name in compared.methods
         if best[name] is not None
         for seed in seeds

@@ -86,7 +86,10 @@ def merges(folder: Path) -> bool | None:
 
 def markdown(rows: dict[str, dict[str, Any]], score: str) -> str:
     """The table, in the order of the methods; a dash where there is nothing to say."""
-    lines = ["| " + " | ".join(COLUMNS).replace("score", score.replace("_", " "), 1) + " |", "| --- " + "| ---: " * 7 + "| --- |"]
+    lines = [
+        "| " + " | ".join(COLUMNS).replace("score", score.replace("_", " "), 1) + " |",
+        "| --- " + "| ---: " * 7 + "| --- |",
+    ]
     for name, row in rows.items():
         if row["score"] is None:
             lines.append(f"| {name} | its loss did not stay finite |" + " – |" * 7)
@@ -117,7 +120,9 @@ def draw(rows: dict[str, dict[str, Any]], score: str, path: Path) -> None:
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for family, (colour, beginnings) in FAMILIES.items():
-        members = {name: row for name, row in shown.items() if name.startswith(beginnings) and family_of(name) == family}
+        members = {
+            name: row for name, row in shown.items() if name.startswith(beginnings) and family_of(name) == family
+        }
         if members:
             axes.errorbar(
                 [row["trained_parameters"] for row in members.values()],

@@ -46,11 +46,17 @@ def own_settings(name: str, base: str) -> dict[str, Any]:
     return own
 
 
-def command(
-    compared: "ComparisonConfig", folder: Path, name: str, rate: float, seed: int, search: bool
+def run_command(
+    compared: "ComparisonConfig", runs_dir: str, folder: Path, name: str, rate: float, seed: int, search: bool
 ) -> tuple[str, list[str], Path]:
     """The recipe of a run, its words after `python -m recipes.…`, and its folder."""
-    settings = {**(compared.settings or {}), **compared.own[name], "seed": seed, "output_dir": str(folder)}
+    settings = {
+        **(compared.settings or {}),
+        **compared.own[name],
+        "seed": seed,
+        "output_dir": str(folder),
+        "runs_dir": runs_dir,
+    }
     settings["learning_rate"] = float(f"{rate * settings['learning_rate']:.3g}")
     if search:
         settings |= {"dataset_test_split": "held-out", "test_split_size": compared.held_out}
@@ -82,7 +88,9 @@ def make(commands: dict[Key, tuple[str, list[str], Path]], processes: int) -> di
                 process.join()
                 if process.exitcode and not diverged(ended):
                     said = printed(ended).read_text(errors="replace").strip().splitlines()
-                    raise UserError(f"{ended.parent.name} {ended.name} failed: {said[-1] if said else process.exitcode}")
+                    raise UserError(
+                        f"{ended.parent.name} {ended.name} failed: {said[-1] if said else process.exitcode}"
+                    )
     return {key: read_json(folder / "result.json") for key, (_, _, folder) in commands.items()}
 
 

@@ -32,7 +32,9 @@ class CrossLingualConfig(ClassificationConfig):
     other_test_dataset_name: str = field(
         default="embedded/second-language-topics", metadata={"help": "The task in the other language; its test split."}
     )
-    other_test_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that Hub dataset."})
+    other_test_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of that Hub dataset."}
+    )
     language_learning_rate: float = field(default=1e-4, metadata={"help": "Of language adapters; 1e-4 in the paper."})
     language_steps: int = field(default=250_000, metadata={"help": "Steps of each; 250,000 in the paper."})
     language_max_length: int = field(default=128, metadata={"help": "Tokens of a row of text."})
@@ -86,7 +88,9 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: CrossLingualC
             values.append(part.metrics[name])
     run.record(**{name: mean(values) for name, values in scores.items()}, seeds=scores)
     most_frequent = baselines(other)["accuracy"]
-    run.record(baselines={"accuracy": most_frequent, "accuracy_other_swapped": mean(scores["accuracy_other_unswapped"])})
+    run.record(
+        baselines={"accuracy": most_frequent, "accuracy_other_swapped": mean(scores["accuracy_other_unswapped"])}
+    )
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from recipes.core import DataConfig, UserError
 
 def texts_of(data: DataConfig) -> DatasetDict:
     """Documents with the column `text`, all of them; the columns that the task's data are given do not matter here."""
-    return replace(data, dataset_columns=None, max_train_samples=None, test_split_size=data.test_split_size or 0.01).load(
-        ("text",)
-    )
+    return replace(
+        data, dataset_columns=None, max_train_samples=None, test_split_size=data.test_split_size or 0.01
+    ).load(("text",))
 
 
 def masked_rows(documents: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

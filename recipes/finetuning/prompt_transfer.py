@@ -61,7 +61,9 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: PromptTransfe
 
     scores: dict[str, list[float]] = {start: [] for start in ("random", *prompts, "retrieved")}
     retrieved, similarities = [], []
-    for seed in training.seeds:  # 2: the target from a random start gives its embedding; then from each source's prompt
+    for (
+        seed
+    ) in training.seeds:  # 2: the target from a random start gives its embedding; then from each source's prompt
         few = few_shots(target, training.shots, seed)
         own = None
         for start in ("random", *prompts):
@@ -79,7 +81,9 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: PromptTransfe
         retrieved.append(max(prompts, key=similarities[-1].get))
         scores["retrieved"].append(scores[retrieved[-1]][-1])
 
-    between = {name: {other: per_token_average_cosine(prompts[name], prompts[other]) for other in prompts} for name in prompts}
+    between = {
+        name: {other: per_token_average_cosine(prompts[name], prompts[other]) for other in prompts} for name in prompts
+    }
     run.record(
         **{f"accuracy_from_{start}": mean(values) for start, values in scores.items()},
         seeds=scores,

@@ -43,7 +43,9 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: TuningConfig)
         loss = trainer.evaluate()["eval_loss"]
         run.record(eval_loss=loss, perplexity=math.exp(loss), baselines=run.at_start("eval_loss"))
         if training.answers:
-            run.record(**count_answers(trainer, dialogues["test"], data.names, training.answers, training.answer_length))
+            run.record(
+                **count_answers(trainer, dialogues["test"], data.names, training.answers, training.answer_length)
+            )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: ThreeStageCon
         rate, length = training.pretraining_learning_rate, training.pretraining_max_length
         part = run.stage(name, learning_rate=rate, max_steps=steps)
         if not part.finished():
-            tokenizer, encoder = replace(model, model_name_or_path=source).load(AutoModelForPreTraining, needs=("pad_token",))
+            tokenizer, encoder = replace(model, model_name_or_path=source).load(
+                AutoModelForPreTraining, needs=("pad_token",)
+            )
             part.fit(masked_trainer(encoder, part.arguments, tokenizer, text, length))
             part.finish()
         return str(part.output_dir)

@@ -51,7 +51,9 @@ def test_words_to_start_from_are_of_the_model_s_tokenizer():
         "prompt_tuning_init_text": "good",
     }
     assert peft_block.read(block, "SEQ_CLS", "a/b").tokenizer_name_or_path == "a/b"
-    assert peft_block.read({**block, "tokenizer_name_or_path": "c/d"}, "SEQ_CLS", "a/b").tokenizer_name_or_path == "c/d"
+    assert (
+        peft_block.read({**block, "tokenizer_name_or_path": "c/d"}, "SEQ_CLS", "a/b").tokenizer_name_or_path == "c/d"
+    )
 
 
 def test_a_base_from_scratch_is_refused():
@@ -70,7 +72,11 @@ def test_a_module_that_is_not_there_is_named_with_those_that_are(tiny):
 def test_new_modules_are_trained_beside_the_adapter():
     """BERT without a pooler, RoBERTa's head of two layers, T5's head that PEFT does not know."""
     for task, missing, expected in (
-        ("SEQ_CLS", {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight"}, ["bert.pooler.dense", "classifier"]),
+        (
+            "SEQ_CLS",
+            {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight"},
+            ["bert.pooler.dense", "classifier"],
+        ),
         ("SEQ_CLS", {"classifier.dense.weight", "classifier.out_proj.bias"}, ["classifier"]),
         ("SEQ_CLS", {"classification_head.dense.weight"}, ["classification_head"]),
         ("TOKEN_CLS", set(), ["classifier", "score"]),
@@ -87,7 +93,11 @@ def test_new_modules_are_trained_beside_the_adapter():
 def test_a_prompt_has_no_place_in_an_encoder_decoder_but_one():
     from transformers import BartConfig, BartForSequenceClassification
 
-    small = {f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in (("layers", 1), ("attention_heads", 2))}
+    small = {
+        f"{half}_{key}": value
+        for half in ("encoder", "decoder")
+        for key, value in (("layers", 1), ("attention_heads", 2))
+    }
     model = BartForSequenceClassification(BartConfig(d_model=8, vocab_size=9, max_position_embeddings=8, **small))
     block = {"method": "prompt_tuning", "num_virtual_tokens": 2}
     with pytest.raises(UserError, match="in finetuning/sequence_to_sequence only"):

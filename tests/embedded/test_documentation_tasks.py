@@ -164,9 +164,28 @@ def test_the_nearest_sentence_answers_some_questions_in_part_and_few_whole(made)
     ("sentence", "mark", "expected"),
     [
         ('The "for" loop.', "topics", [("The", "O"), ("for", "B-KEYWORD"), ("loop", "O"), (".", "O")]),
-        ('Call "f(x)".', "topics", [("Call", "O"), ("f", "B-CALL"), ("(", "I-CALL"), ("x", "I-CALL"), (")", "I-CALL"), (".", "O")]),
-        ("Raise ``KeyError`` or `x.y`", "docstrings", [("Raise", "O"), ("KeyError", "B-EXCEPTION"), ("or", "O"), ("x", "B-NAME"), (".", "I-NAME"), ("y", "I-NAME")]),
-        ('"x + 1" is "None"', "topics", [("x", "B-EXPRESSION"), ("+", "I-EXPRESSION"), ("1", "I-EXPRESSION"), ("is", "O"), ("None", "B-CONSTANT")]),
+        (
+            'Call "f(x)".',
+            "topics",
+            [("Call", "O"), ("f", "B-CALL"), ("(", "I-CALL"), ("x", "I-CALL"), (")", "I-CALL"), (".", "O")],
+        ),
+        (
+            "Raise ``KeyError`` or `x.y`",
+            "docstrings",
+            [
+                ("Raise", "O"),
+                ("KeyError", "B-EXCEPTION"),
+                ("or", "O"),
+                ("x", "B-NAME"),
+                (".", "I-NAME"),
+                ("y", "I-NAME"),
+            ],
+        ),
+        (
+            '"x + 1" is "None"',
+            "topics",
+            [("x", "B-EXPRESSION"), ("+", "I-EXPRESSION"), ("1", "I-EXPRESSION"), ("is", "O"), ("None", "B-CONSTANT")],
+        ),
     ],
 )
 def test_marks_become_tags(sentence, mark, expected):

@@ -41,13 +41,22 @@ def models(tiny) -> Path:
     torch.manual_seed(0)
     small = {"pad_token_id": 0, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
     config = BertConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2, **small
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.2,
+        **small,
     )
     BertForPreTraining(config).save_pretrained(tiny / "encoder")
     tokenizer.save_pretrained(tiny / "encoder")
 
     tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer)}
+    ends = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": len(tokenizer),
+    }
     t5 = T5Config(
         d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=tokenizer.pad_token_id, **ends
     )

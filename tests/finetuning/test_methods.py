@@ -187,9 +187,7 @@ def test_the_whole_matrix(method, script, finetune, models, capfd):
 def test_p_tuning_places_its_prompt_by_the_template(finetune, models):
     template = "[P]*2 {text} [P] it was [MASK] ."
     peft = {"method": "p_tuning_template", "num_pseudo_tokens": 3}
-    trainer, result, folder = finetune(
-        "finetuning/classification with a gap", "full", template=template, peft=peft
-    )
+    trainer, result, folder = finetune("finetuning/classification with a gap", "full", template=template, peft=peft)
     assert 0 < result["trained_parameters"] < result["parameters"]
     batch = next(iter(trainer.get_eval_dataloader()))
     vocabulary = trainer.model.get_input_embeddings().weight.shape[0]

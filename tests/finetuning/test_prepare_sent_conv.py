@@ -17,11 +17,12 @@ def prepare(tmp_path, monkeypatch):
             for file in named.values():
                 (folder / file).write_bytes(files.get(file, b"1 good\n0 bad\n"))
         out = tmp_path / "out"
-        monkeypatch.setattr(
-            sys, "argv", ["prepare", "--data", str(tmp_path / "data"), "--output_dir", str(out)]
-        )
+        monkeypatch.setattr(sys, "argv", ["prepare", "--data", str(tmp_path / "data"), "--output_dir", str(out)])
         prepare_sent_conv.main()
-        return {str(path.relative_to(out)): [json.loads(line) for line in path.read_text().splitlines()] for path in out.rglob("*.jsonl")}
+        return {
+            str(path.relative_to(out)): [json.loads(line) for line in path.read_text().splitlines()]
+            for path in out.rglob("*.jsonl")
+        }
 
     return run
 

@@ -40,7 +40,9 @@ def test_it_ends_with_the_weights_of_an_undisturbed_run(method, main, models, ta
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     def run(folder: str) -> None:
-        main("finetuning/classification")(["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / folder)])
+        main("finetuning/classification")(
+            ["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / folder)]
+        )
 
     run("undisturbed")
     step = Trainer.training_step

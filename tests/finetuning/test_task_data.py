@@ -71,7 +71,9 @@ def test_a_pair_is_cut_at_its_longer_text(tokenizer):
 
 def test_baselines_of_a_task_that_words_decide():
     train = [{"text": word, "label": label} for word, label in [("red", "x"), ("blue", "y"), ("red sea", "x")]]
-    found = classification_data.baselines(splits(train, [{"text": "red", "label": "x"}, {"text": "blue", "label": "y"}]))
+    found = classification_data.baselines(
+        splits(train, [{"text": "red", "label": "x"}, {"text": "blue", "label": "y"}])
+    )
     assert found == {"accuracy": 0.5, "accuracy_naive_bayes": 1.0}
 
 
@@ -147,7 +149,11 @@ def test_token_span_against_every_span_of_characters():
     """Tokens of "ab cd e": brute force over the tokens that hold any of the characters."""
     offsets = [(-1, -1), (0, 2), (3, 5), (6, 7), (-1, -1)]
     for start, end in itertools.combinations(range(8), 2):
-        holding = [i for i, (left, right) in enumerate(offsets) if left >= 0 and set(range(start, end)) & set(range(left, right))]
+        holding = [
+            i
+            for i, (left, right) in enumerate(offsets)
+            if left >= 0 and set(range(start, end)) & set(range(left, right))
+        ]
         covered = holding and offsets[holding[0]][0] <= start and offsets[holding[-1]][1] >= end
         expected = (holding[0], holding[-1]) if covered else (0, 0)
         assert answer_spans.token_span(offsets, start, end) == expected, (start, end)
@@ -166,7 +172,10 @@ def test_windows_cover_the_text_and_share_the_stride(tokenizer, long_questions):
     inside = [[tuple(ends) for ends in window["offsets"] if ends[0] >= 0] for window in windows]
     assert len(windows) > 2
     assert sorted({ends for each in inside for ends in each}) == [
-        tuple(ends) for ends in tokenizer(long_questions[0]["context"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        tuple(ends)
+        for ends in tokenizer(long_questions[0]["context"], add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
     ]
     assert all(first[-8:] == second[:8] for first, second in itertools.pairwise(inside))
     context = long_questions[0]["context"]
@@ -216,7 +225,9 @@ def test_a_question_without_room_for_its_context_is_refused(tokenizer, long_ques
 
 
 def test_the_baseline_answers_with_the_nearest_sentence():
-    data = Dataset.from_list([{"question": "What is raised if it fails?", "context": "It works. ValueError is raised if it fails."}])
+    data = Dataset.from_list(
+        [{"question": "What is raised if it fails?", "context": "It works. ValueError is raised if it fails."}]
+    )
     assert answer_spans.nearest_sentences(data) == ["ValueError is raised if it fails."]
 
 
