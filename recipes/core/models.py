@@ -209,10 +209,7 @@ class ModelConfig:
         """Tokenizer and a model with one scalar head that reads the last real token."""
         from transformers import AutoModelForSequenceClassification
 
-        tokenizer, model = self.load(AutoModelForSequenceClassification, data, num_labels=1)
-        if self.peft is not None:
-            peft_block.check_padding(self.peft_config("SEQ_CLS"), model, "right")
-        return tokenizer, model
+        return self.load(AutoModelForSequenceClassification, data, num_labels=1)
 
     def load(
         self,

@@ -26,7 +26,6 @@ OURS = {
     "revision",
 }  # set by the recipe, not by hand
 HEADS = ("classifier", "score", "qa_outputs", "classification_head")
-HEADS_OF = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 STEPS_UNKNOWN = sys.maxsize  # AdaLoRA's total_step until the trainer knows it
 
 
@@ -104,21 +103,17 @@ def check_model(config: "PeftConfig", model: "PreTrainedModel") -> None:
             f"peft: {method} reaches an encoder-decoder in finetuning/sequence_to_sequence only: PEFT gives {task} no "
             "place for the prompt in it"
         )
+    if task == "SEQ_CLS" and puts_prompt_at_input(config) and hasattr(model, "score"):
+        raise UserError(
+            f"peft: under {method} the head of a {model.config.model_type} reads the last position, which may be padding, and "
+            "padding on the left comes between prompt and text; use prefix_tuning, or a template in place of the head"
+        )
     if getattr(config, "num_virtual_tokens", None):
         room = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
         if room is not None and config.num_virtual_tokens >= room:
             raise UserError(
                 f"peft: num_virtual_tokens {config.num_virtual_tokens} fills all {room} positions of the model"
             )
-
-
-def check_padding(config: "PeftConfig", model: "PreTrainedModel", padding_side: str) -> None:
-    """Raise a UserError if a decoder's head would read padding: under a prompt of embeddings it reads the last position."""
-    if puts_prompt_at_input(config) and hasattr(model, "score") and padding_side == "right":
-        raise UserError(
-            f"peft: under {config.peft_type.value.lower()} the head of a {model.config.model_type} reads the last position, "
-            "which is padding in a batch padded on the right; prefix_tuning has no such limit"
-        )
 
 
 def puts_prompt_at_input(config: "PeftConfig") -> bool:
@@ -129,13 +124,12 @@ def puts_prompt_at_input(config: "PeftConfig") -> bool:
 def train_new_modules(config: "PeftConfig", missing_keys: Collection[str]) -> None:
     """Let modules train whose weights no checkpoint had, such as a head: frozen at random they would stay noise.
 
-    PEFT itself thinks of heads of three names, and of those of two tasks only after it has put adapters into them.
+    PEFT itself thinks of heads of three names.
 
     Args:
         missing_keys: names of parameters that `from_pretrained` initialised anew.
     """
     modules = {whole_head(key.rpartition(".")[0]) for key in missing_keys} - {""}
-    modules |= set(HEADS_OF.get(config.task_type, ()))
     if not modules:
         return
     if not hasattr(config, "modules_to_save"):
@@ -166,6 +160,10 @@ def adapt(
 
     from recipes.adapters import attach
 
+    if config.task_type in ("TOKEN_CLS", "QUESTION_ANS") and hasattr(config, "modules_to_save"):
+        # PEFT trains these heads too, but names them after it has put adapters into them, and then cannot.
+        heads = {name for name, _ in model.named_children() if name in HEADS}
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
     return attach(model, config)

@@ -1,14 +1,12 @@
 """What a tuned model answers to held-out prompts, greedily, and how good that is."""
 
-from typing import Any
-
 import torch
 from datasets import Dataset
 from trl import SFTTrainer, is_conversational
 
 from recipes.core import UserError, metrics
 
-BATCH = 64
+BATCH = 64  # prompts at a time at most
 GOLD = "embedded/instructions"  # data whose answers can be checked
 
 
@@ -53,24 +51,34 @@ def text_of(message: str | list[dict[str, str]]) -> str:
 
 @torch.inference_mode()
 def answers(trainer: SFTTrainer, rows: Dataset, length: int) -> tuple[list[str], list[bool]]:
-    """The text of each answer, and whether it ended by itself."""
+    """The text of each answer, and whether it ended by itself.
+
+    Prompts of one length share a batch: padding would come between a soft prompt and the text, as it never does in training.
+    """
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.processing_class
-    texts, ended = [], []
-    for start in range(0, len(rows), BATCH):
-        batch: Any = rows.select(range(start, min(start + BATCH, len(rows))))
-        if is_conversational(batch[0]):
-            prompts = tokenizer.apply_chat_template(list(batch["prompt"]), tokenize=False, add_generation_prompt=True)
-            inputs = tokenizer(
-                prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-            )
-        else:
-            inputs = tokenizer(list(batch["prompt"]), padding=True, padding_side="left", return_tensors="pt")
-        inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
-        with trainer.compute_loss_context_manager():
-            tokens = model.generate(
-                **inputs, max_new_tokens=length, do_sample=False, eos_token_id=tokenizer.eos_token_id
-            )
-        new = tokens[:, inputs["input_ids"].shape[1] :]
-        ended += (new == tokenizer.eos_token_id).any(-1).tolist()
-        texts += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    if is_conversational(rows[0]):
+        prompts = tokenizer.apply_chat_template(list(rows["prompt"]), tokenize=False, add_generation_prompt=True)
+        encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    else:
+        encoded = tokenizer(list(rows["prompt"]))["input_ids"]
+    of_length: dict[int, list[int]] = {}
+    for row, ids in enumerate(encoded):
+        of_length.setdefault(len(ids), []).append(row)
+
+    texts, ended = [""] * len(rows), [False] * len(rows)
+    for width, members in of_length.items():
+        for start in range(0, len(members), BATCH):
+            batch = members[start : start + BATCH]
+            ids = torch.tensor([encoded[row] for row in batch], device=model.device)
+            with trainer.compute_loss_context_manager():
+                tokens = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=length,
+                    do_sample=False,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            for row, new in zip(batch, tokens[:, width:], strict=True):
+                texts[row] = tokenizer.decode(new, skip_special_tokens=True).strip()
+                ended[row] = bool((new == tokenizer.eos_token_id).any())
     return texts, ended

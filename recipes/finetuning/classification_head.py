@@ -13,12 +13,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
 )
 
 from recipes.core import ModelConfig, UserError
-from recipes.core.peft_block import puts_prompt_at_input
 from recipes.finetuning.classification_data import encode, measures
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ def make_trainer(
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
     )
-    if model.peft is not None and puts_prompt_at_input(model.peft_config("SEQ_CLS")) and hasattr(classifier, "score"):
-        pad_left(tokenizer, classifier)
     if training.freeze_base:
         model.freeze_all_but_new(classifier)
     rows = {split: encode(texts[split], tokenizer, labels, training.max_length) for split in texts}
@@ -50,20 +46,6 @@ def make_trainer(
         compute_metrics=measures,
         lm_coef=training.lm_coef,
     )
-
-
-def pad_left(tokenizer: PreTrainedTokenizerBase, classifier: PreTrainedModel) -> None:
-    """Let the last position be a real token: under a prompt of embeddings a decoder's head reads that one.
-
-    Raises:
-        UserError: the model counts positions from the row's start, which padding would shift.
-    """
-    if getattr(classifier.config, "rope_parameters", None) is None:
-        raise UserError(
-            f"peft: a prompt before the text needs padding on the left, which shifts the positions of a "
-            f"{classifier.config.model_type}; use prefix_tuning, or a template in place of the head"
-        )
-    tokenizer.padding_side = "left"
 
 
 class ClassificationTrainer(Trainer):

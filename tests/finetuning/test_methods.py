@@ -74,6 +74,7 @@ IMPOSSIBLE = {  # and why, in the words of the error
     ("bitfit", "finetuning/sequence_to_sequence"): "has no bias terms",
     ("bitfit", "finetuning/classification of a decoder"): "has no bias terms",
     ("bitfit", "finetuning/sft"): "has no bias terms",
+    **{(method, "finetuning/classification of a decoder"): "reads the last position" for method in PROMPTS},
 }
 
 
@@ -132,16 +133,15 @@ def outputs(model, batch) -> torch.Tensor:
 def opened(trainer, folder, models, script, method):
     """The finished run's model, opened from its folder as a user would."""
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig
 
     if not isinstance(trainer.model, PeftModel):
         return type(trainer.model).from_pretrained(folder, dtype=torch.float32)
     base = trainer.model.get_base_model()
-    options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
+    options = {"quantization_config": base.config.quantization_config} if method == "qlora" else {}
     again = type(base).from_pretrained(
         models / SCRIPTS[script][0],
         num_labels=base.config.num_labels,
-        **(options if method == "qlora" else {}),
+        **options,
     )
     return PeftModel.from_pretrained(again, folder)
 
