@@ -105,8 +105,8 @@ def check_model(config: "PeftConfig", model: "PreTrainedModel") -> None:
         )
     if task == "SEQ_CLS" and puts_prompt_at_input(config) and hasattr(model, "score"):
         raise UserError(
-            f"peft: under {method} the head of a {model.config.model_type} reads the last position, which may be padding, and "
-            "padding on the left comes between prompt and text; use prefix_tuning, or a template in place of the head"
+            f"peft: under {method} the head of a {model.config.model_type} reads the last position, which may be padding, "
+            "and padding on the left comes between prompt and text; use prefix_tuning, or a template in place of the head"
         )
     if getattr(config, "num_virtual_tokens", None):
         room = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)

@@ -19,8 +19,8 @@ def count_answers(trainer: SFTTrainer, test: Dataset, source: list[str], number:
         length: tokens that an answer may have.
 
     Returns:
-        `exact_match` and `chrf` against the demonstrated answers, from 0 to 100; `ended`, the share that ended by itself; for
-        GOLD `gold_score`, from 0 to 1, against what is right, whatever was demonstrated.
+        `exact_match` and `chrf` against the demonstrated answers, from 0 to 100; `ended`, the share that ended by itself;
+        for GOLD `gold_score`, from 0 to 1, against what is right, whatever was demonstrated.
 
     Raises:
         UserError: the rows have no prompt apart from an answer.

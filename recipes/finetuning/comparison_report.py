@@ -39,8 +39,8 @@ def summary(
     """What a method's runs say: the score of each seed and their mean, what it cost, and every rate that was tried.
 
     Returns:
-        `score` and `spread` (standard deviation over seeds), `scores`, `search` (rate: score on held-out rows, None where the
-        loss did not stay finite), and of the final runs the largest memory and the means of the rest.
+        `score` and `spread` (standard deviation over seeds), `scores`, `search` (rate: score on held-out rows, None where
+        the loss did not stay finite), and of the final runs the largest memory and the means of the rest.
     """
     own = compared.own[name]["learning_rate"]
     search = {

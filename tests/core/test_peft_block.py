@@ -1,6 +1,7 @@
 """What the `peft` block takes and what it refuses: against the method, the model, and the training."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_a_base_from_scratch_is_refused():
 def test_a_module_that_is_not_there_is_named_with_those_that_are(tiny):
     """PEFT would train the one that is there and say nothing of the other."""
     block = {"method": "lora", "r": 2, "target_modules": ["q_proj", "query"]}
-    with pytest.raises(UserError, match="no module 'query'.*mlp.down_proj, .*self_attn.q_proj"):
+    with pytest.raises(UserError, match=r"no module 'query'.*mlp.down_proj, .*self_attn.q_proj"):
         ModelConfig(model_name_or_path=str(tiny / "model"), peft=block).load_causal_lm()
 
 
@@ -185,7 +186,7 @@ def sft(main, job, tmp_path, capfd):
     """`sft(peft, **settings)`: the exit status and the last line of stderr of a run of SFT."""
 
     def run(peft: dict, **settings):
-        config = yaml.safe_load(open(job("finetuning/sft", tmp_path / "run")[1]))
+        config = yaml.safe_load(Path(job("finetuning/sft", tmp_path / "run")[1]).read_text())
         config |= {"peft": peft, "output_dir": str(tmp_path / "run"), "eval_on_start": False, **settings}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         try:
