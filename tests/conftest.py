@@ -168,6 +168,22 @@ def job(tiny, tmp_path_factory):
         for second in WORDS[:4]
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [
+        {
+            "text": f"say {first} {second}",
+            "label": "same" if first == second else "other",
+            "words": ["say", first, second],
+            "tags": ["O", "B-NUMBER", "I-NUMBER"],
+            "question": f"say {first}",
+            "context": f"say {first} and {second}",
+            "answers": {"text": [second], "answer_start": [len(f"say {first} and ")]},
+            "source": f"say {first} {second}",
+            "target": f"{second} {first}",
+        }
+        for first in WORDS
+        for second in WORDS[:4]
+    ]
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tasks))
     common = {
         "dataset_name": str(folder / "rows.jsonl"),
         "test_split_size": 0.2,
@@ -184,6 +200,16 @@ def job(tiny, tmp_path_factory):
     scratch = {"model_config": json.loads((tiny / "model" / "config.json").read_text()), "max_length": 16}
     for key in ("architectures", "transformers_version", "dtype", "id2label", "label2id"):
         scratch["model_config"].pop(key, None)
+    task = {**trained, "dataset_name": str(folder / "tasks.jsonl")}
+    seq2seq = {
+        "model_type": "t5",
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 1,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    }
     groups = {  # answers come two to a prompt and serve two steps; an epoch is over after four steps
         "model_name_or_path": str(tiny / "model"),
         "reward_funcs": [str(tiny / "scorer")],
@@ -199,6 +225,16 @@ def job(tiny, tmp_path_factory):
     jobs = {
         "pretraining/causal": {**scratch, "tokenizer_name_or_path": str(tiny / "tokenizer")},
         "finetuning/sft": {**trained, "eval_on_start": True},
+        "finetuning/classification": task,
+        "finetuning/token_classification": task,
+        "finetuning/question_answering": {**task, "doc_stride": 8},
+        "finetuning/sequence_to_sequence": {
+            "model_config": seq2seq,
+            "tokenizer_name_or_path": str(tiny / "tokenizer"),
+            "dataset_name": str(folder / "tasks.jsonl"),
+            "max_length": 32,
+            "max_target_length": 16,
+        },
         "rlhf/reward": trained,
         "rlhf/dpo": {**trained, "eval_on_start": True},
         "rlhf/kto": {**trained, "eval_on_start": True, "dataset_columns": {"prompt": "prompt"}},
@@ -216,7 +252,7 @@ def job(tiny, tmp_path_factory):
     def command_line(recipe: str, output_dir: Path, *more: str) -> list[str]:
         config = folder / recipe / "job.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(yaml.safe_dump({**jobs[recipe], **common}))
+        config.write_text(yaml.safe_dump({**common, **jobs[recipe]}))
         return ["--config", str(config), "--output_dir", str(output_dir), *more]
 
     return command_line

@@ -34,6 +34,10 @@ PLAIN = [
     }
     for row in CHAT
 ]
+LABELLED = [
+    {"text": row["prompt"][0]["content"], "label": "short" if len(row["prompt"][0]["content"]) < 8 else "long"}
+    for row in CHAT
+]
 MODEL = {"model_name_or_path": "{tiny}/model"}
 TRAINING = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 2, "bf16": False}
 DATA = {"dataset_name": "rows.jsonl", "test_split_size": 0.25}
@@ -66,6 +70,7 @@ GOOD: dict[str, dict[str, Any]] = {
         **TRAINING,
     },
     "finetuning/sft": {**MODEL, **DATA, "max_length": 64, **TRAINING},
+    "finetuning/classification": {**MODEL, **DATA, "max_length": 64, **TRAINING},
     "rlhf/reward": {**MODEL, **DATA, "max_length": 64, **TRAINING},
     "rlhf/ppo": {
         **MODEL,
@@ -229,7 +234,7 @@ MODELS = [
         "peft: 'method' must name a PEFT method, not 'lorra'; did you mean 'lora'?",
         peft={"method": "lorra"},
     ),
-    sft("rank of zero", "`r` should be a positive integer", peft={"method": "lora", "r": 0}),
+    sft("rank of zero", "peft: r must be above 0, not 0", peft={"method": "lora", "r": 0}),
     sft(
         "target modules that are not there",
         "q_projection",
@@ -489,6 +494,77 @@ RLHF = [
     ),
     of("tokenization/train", "padding that ends", "'pad_token' must differ from 'eos_token'", pad_token="<|end|>"),
 ]
+PROMPT = {"method": "prompt_tuning", "num_virtual_tokens": 2}
+LORA = {"method": "lora", "r": 2}
+
+
+def labelled(name: str, expected: str, **settings: Any) -> Mistake:
+    return of("finetuning/classification", name, expected, **settings)
+
+
+def split_files(train: list, test: list) -> dict[str, Any]:
+    return {"dataset_name": "./both", "files": {"both/train.jsonl": jsonl(train), "both/test.jsonl": jsonl(test)}}
+
+
+TASKS = [
+    labelled("prompt under a decoder's head", "reads the last position, which may be padding", peft=PROMPT),
+    of("rlhf/reward", "prompt under a scorer", "reads the last position, which may be padding", peft=PROMPT),
+    labelled(
+        "pseudo tokens without their method",
+        "[P] are the pseudo tokens of peft: {method: p_tuning_template}",
+        template="[P]*2 {text} it is [MASK]",
+    ),
+    labelled(
+        "prompt inside a text without a template",
+        "p_tuning_template: set template to a text with [P]",
+        peft={"method": "p_tuning_template"},
+    ),
+    labelled(
+        "one of two target modules that is not there",
+        "LlamaForSequenceClassification has no module 'query'",
+        peft={**LORA, "target_modules": ["q_proj", "query"]},
+    ),
+    labelled("rank below zero", "peft: r must be above 0, not -2", peft={**LORA, "r": -2}),
+    labelled("task type by hand", "peft: 'task_type' is the recipe's to say", peft={**LORA, "task_type": "CAUSAL_LM"}),
+    labelled("biases of a model without", "has no bias terms", peft={"method": "bitfit"}),
+    labelled(
+        "word of several tokens",
+        "verbalizer: 'incomprehensible' must be one token of the vocabulary",
+        template="{text} it is [MASK]",
+        verbalizer={"short": "incomprehensible", "long": "one"},
+    ),
+    labelled(
+        "label without a word",
+        "verbalizer: has no word for the label 'long'",
+        template="{text} it is [MASK]",
+        verbalizer={"short": "one"},
+    ),
+    labelled("gap of a decoder in the middle", "[MASK] must be last", template="it is [MASK] : {text}"),
+    labelled("two gaps", "must have one [MASK], not 2", template="{text} [MASK] [MASK]"),
+    labelled("column that the template lacks", "the data has no column 'sentence'", template="{sentence} [MASK]"),
+    labelled("words without a template", "verbalizer needs a template", verbalizer={"short": "one"}),
+    labelled("auxiliary loss without a head", "template has no head", template="{text} [MASK]", lm_coef=0.5),
+    labelled("auxiliary loss below zero", "lm_coef must be at least 0, not -0.5", lm_coef=-0.5),
+    labelled(
+        "label that training lacks",
+        "label 'medium' of the test split is not in the training split",
+        test_split_size=GONE,
+        **split_files(LABELLED, [*LABELLED[:2], {"text": "say", "label": "medium"}]),
+    ),
+    labelled(
+        "one label alone",
+        "the training split has one label only",
+        test_split_size=GONE,
+        **split_files([LABELLED[0]] * 3, LABELLED[:1]),
+    ),
+    labelled(
+        "label of nothing",
+        "column 'label': must be a word or a whole number, not None",
+        test_split_size=GONE,
+        **split_files([{"text": "a", "label": None}, *LABELLED], LABELLED[:1]),
+    ),
+    labelled("frozen base under an adapter", "a peft block trains more", freeze_base=True, peft=LORA),
+]
 FOLDERS = [
     sft(
         "output folder of another run",
@@ -511,7 +587,7 @@ FOLDERS = [
     sft("file in the way of a folder above", "output_dir", output_dir="out/run", files={"out": "x"}),
     sft("output folder that cannot be written", "output_dir: cannot write in /proc", output_dir="/proc/recipes"),
 ]
-MISTAKES = KEYS + YAML + MODELS + FILES + RLHF + FOLDERS
+MISTAKES = KEYS + YAML + MODELS + FILES + RLHF + TASKS + FOLDERS
 
 
 @pytest.fixture(scope="session")
@@ -561,7 +637,8 @@ def lay_out(folder: Path, mistake: Mistake, tiny: Path) -> None:
     }
     text = mistake.text if mistake.text is not None else yaml.safe_dump(located(settings, tiny), sort_keys=False)
     plain = mistake.recipe.startswith(("token", "pre"))
-    files = {"config.yaml": text, "rows.jsonl": jsonl(PLAIN if plain else CHAT), **located(mistake.files, tiny)}
+    rows = LABELLED if mistake.recipe == "finetuning/classification" else PLAIN if plain else CHAT
+    files = {"config.yaml": text, "rows.jsonl": jsonl(rows), **located(mistake.files, tiny)}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -23,6 +23,16 @@ COLUMNS = {
     "instructions": ["prompt", "completion", "task"],
     "preferences": ["prompt", "chosen", "rejected", "flipped"],
     "prompts": ["prompt", "task"],
+    "topics": ["text", "label"],
+    "packages": ["text", "label"],
+    "kinds": ["text", "label"],
+    "results": ["text", "label"],
+    "summaries": ["source", "target"],
+    "questions": ["question", "context", "answers"],
+    "tags": ["words", "tags"],
+    "translations": ["source", "target"],
+    "second-language": ["text", "source"],
+    "second-language-topics": ["text", "label"],
 }
 
 
@@ -42,7 +52,7 @@ def test_names_describes_what_load_can_make():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'txt'.*text, instructions, preferences, prompts"):
+    with pytest.raises(ValueError, match=r"'txt'.*text, instructions, preferences, prompts, topics"):
         load("txt")
 
 
