@@ -28,7 +28,9 @@ def articles(text: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds wikitext2/")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/data/wikitext2"), help="folder of the JSONL files")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/data/wikitext2"), help="folder of the JSONL files"
+    )
     options = parser.parse_args()
     with report_user_errors():
         check_writable(options.output_dir)

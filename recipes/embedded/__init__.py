@@ -32,6 +32,7 @@ _DATASETS = {
     "questions": ("docstrings", "questions", "questions whose answers stand in docstrings: extractive answering"),
     "tags": ("code_in_prose", "tags", "sentences about code, and which of their words are code: tagging"),
     "translations": ("second_language", "translations", "English sentences in a second language: translation"),
+    "translations-into-english": ("second_language", "into_english", "the same sentences, to be put into English"),
     "second-language": ("second_language", "documents", "text in a second language, English with other words"),
     "second-language-topics": ("second_language", "topics", "topics in the second language: zero-shot transfer"),
 }

@@ -59,3 +59,11 @@ def translations(seed: int = 0) -> dict[str, list[dict[str, str]]]:
                     seen.add(sentence)
                     splits[split].append({"source": sentence, "target": translate(sentence)})
     return splits
+
+
+def into_english(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of `translations` the other way round: `source` in the second language, `target` in English."""
+    pairs = translations(seed)
+    return {
+        split: [{"source": row["target"], "target": row["source"]} for row in rows] for split, rows in pairs.items()
+    }
