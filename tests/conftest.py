@@ -32,6 +32,24 @@ CHAT_TEMPLATE = (
 )
 TEXTS = ["the quick brown fox jumps over the lazy dog", "one two three four five six seven", "yes no please thank you"]
 
+BERT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
+
 
 def pytest_collection_modifyitems(items):
     if not REAL_DATA.is_dir():
@@ -64,12 +82,19 @@ def main():
 def tiny(tmp_path_factory) -> Path:
     """Folder with `tokenizer`; `model`, a LLaMA of 2 layers that has that tokenizer; `scorer`, it with one score; `bart`.
 
-    The tokenizer is byte-level BPE of 300 tokens with a chat template; pad and EOS differ. `bart` is a tokenizer of the
-    same kind with the special tokens of BART and RoBERTa.
+    The tokenizer is byte-level BPE of 300 tokens with a chat template; pad and EOS differ. `bart` has a tokenizer of the
+    same kind, with the special tokens of BART and RoBERTa, and a BART of one layer a side.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("tiny")
@@ -123,6 +148,7 @@ def tiny(tmp_path_factory) -> Path:
     for name, cls in (("model", LlamaForCausalLM), ("scorer", LlamaForSequenceClassification)):
         cls(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    BartForConditionalGeneration(BartConfig(**BART, vocab_size=300)).save_pretrained(folder / "bart")
     return folder
 
 
@@ -224,6 +250,28 @@ def job(tiny, tmp_path_factory):
     }
     jobs = {
         "pretraining/causal": {**scratch, "tokenizer_name_or_path": str(tiny / "tokenizer")},
+        "pretraining/masked": {
+            "model_config": {"model_type": "bert", **BERT},
+            "tokenizer_name_or_path": str(tiny / "bart"),
+            "max_length": 32,
+            "dynamic_masking": True,
+            "train_sampling_strategy": "group_by_length",
+            "max_train_samples": 12,  # the checkpoints stand in the second epoch
+        },
+        "pretraining/denoising": {
+            "model_config": {"model_type": "bart", **BART},
+            "tokenizer_name_or_path": str(tiny / "bart"),
+            "max_length": 64,
+            "train_sampling_strategy": "group_by_length",
+            "max_train_samples": 12,
+        },
+        "pretraining/translation": {
+            "model_name_or_path": str(tiny / "bart"),
+            "source_tokenizer_name_or_path": str(tiny / "tokenizer"),
+            "source_encoder_layers": 1,
+            "dataset_name": str(folder / "tasks.jsonl"),
+            "max_length": 16,
+        },
         "finetuning/sft": {**trained, "eval_on_start": True},
         "finetuning/classification": task,
         "finetuning/token_classification": task,

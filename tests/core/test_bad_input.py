@@ -31,6 +31,8 @@ PLAIN = [
         "prompt": row["prompt"][0]["content"],
         "completion": row["completion"][0]["content"],
         "text": row["prompt"][0]["content"] * 3,
+        "source": row["prompt"][0]["content"],
+        "target": row["completion"][0]["content"],
     }
     for row in CHAT
 ]
@@ -47,6 +49,25 @@ LLAMA = {
     "intermediate_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
+}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+BART = {
+    "model_type": "bart",
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 32,
 }
 GROUPS = {
     **MODEL,
@@ -66,6 +87,29 @@ GOOD: dict[str, dict[str, Any]] = {
         "tokenizer_name_or_path": "{tiny}/model",
         "dataset_name": "rows.jsonl",
         "test_split_size": 0.25,
+        "max_length": 16,
+        **TRAINING,
+    },
+    "pretraining/masked": {
+        "model_config": BERT,
+        "tokenizer_name_or_path": "{tiny}/bart",
+        **DATA,
+        "max_length": 24,
+        "next_sentence_prediction": False,
+        **TRAINING,
+    },
+    "pretraining/denoising": {
+        "model_config": BART,
+        "tokenizer_name_or_path": "{tiny}/bart",
+        **DATA,
+        "max_length": 24,
+        **TRAINING,
+    },
+    "pretraining/translation": {
+        "model_name_or_path": "{tiny}/bart",
+        "source_tokenizer_name_or_path": "{tiny}/tokenizer",
+        "source_encoder_layers": 1,
+        **DATA,
         "max_length": 16,
         **TRAINING,
     },
@@ -565,6 +609,93 @@ TASKS = [
     ),
     labelled("frozen base under an adapter", "a peft block trains more", freeze_base=True, peft=LORA),
 ]
+PRETRAINING = [
+    of("pretraining/masked", "share of all tokens", "'mlm_probability' must lie between 0 and 1", mlm_probability=1.0),
+    of("pretraining/masked", "share below none", "'short_share' must lie between 0 and 1", short_share=-0.1),
+    of("pretraining/masked", "no duplicate", "'duplicates' must be at least 1", duplicates=0),
+    of("pretraining/masked", "rows of a few tokens", "'max_length' must be at least 8", max_length=4),
+    of("pretraining/masked", "rows beyond the positions", "longer than the model's 32 positions", max_length=64),
+    of(
+        "pretraining/masked",
+        "rows beyond RoBERTa's positions",
+        "longer than the model's 22 positions",
+        model_config={**BERT, "model_type": "roberta", "max_position_embeddings": 24},
+    ),
+    of(
+        "pretraining/masked",
+        "tokenizer without a mask",
+        "has no mask_token",
+        tokenizer_name_or_path="{tiny}/tokenizer",
+    ),
+    of(
+        "pretraining/masked",
+        "pairs without a head for them",
+        "next_sentence_prediction: roberta has no head for it",
+        next_sentence_prediction=True,
+        model_config={**BERT, "model_type": "roberta"},
+    ),
+    of(
+        "pretraining/masked",
+        "segments that are not told apart",
+        "set type_vocab_size to 2",
+        next_sentence_prediction=True,
+        model_config={**BERT, "type_vocab_size": 1},
+    ),
+    of(
+        "pretraining/masked",
+        "pairs of single sentences",
+        "no document has two sentences",
+        next_sentence_prediction=True,
+    ),
+    of("pretraining/masked", "missing probe column", "the data has no column 'topic'", probe_column="topic"),
+    of("pretraining/masked", "probe of single rows", "needs two classes of 30 training rows", probe_column="target"),
+    of("pretraining/masked", "no held-out text", "name a split for it", dataset_test_split=None),
+    of(
+        "pretraining/denoising",
+        "misspelt noise",
+        "no noise 'text_infiling'; did you mean 'text_infilling'?",
+        noise=["text_infiling"],
+    ),
+    of("pretraining/denoising", "no noise", "noise: is empty", noise=[]),
+    of(
+        "pretraining/denoising",
+        "sentences permuted last",
+        "sentence_permutation comes first",
+        noise=["text_infilling", "sentence_permutation"],
+    ),
+    of("pretraining/denoising", "noise on everything", "'noise_share' must lie between 0 and 1", noise_share=1.0),
+    of("pretraining/denoising", "spans of nothing", "'poisson_lambda' must be above 0", poisson_lambda=0.0),
+    of("pretraining/denoising", "documents beyond the positions", "exceed the model's 32 positions", max_length=64),
+    of(
+        "pretraining/denoising",
+        "decoder that is to denoise",
+        "llama",
+        model_config=LLAMA,
+    ),
+    of("pretraining/translation", "stage without a source", "stage: ", stage=2, source_tokenizer_name_or_path=GONE),
+    of(
+        "pretraining/translation",
+        "stage 1 without a source tokenizer",
+        "name the source language's tokenizer in stage 1",
+        source_tokenizer_name_or_path=GONE,
+    ),
+    of(
+        "pretraining/translation",
+        "source tokenizer that is not there",
+        "source_tokenizer_name_or_path: no folder './nowhere'",
+        source_tokenizer_name_or_path="./nowhere",
+    ),
+    of("pretraining/translation", "translator of another kind", "is a llama", model_name_or_path="{tiny}/model"),
+    of(
+        "pretraining/translation",
+        "translator from scratch",
+        "starts from a trained BART",
+        model_name_or_path=GONE,
+        model_config=BART,
+        tokenizer_name_or_path="{tiny}/bart",
+    ),
+    of("pretraining/translation", "no source encoder", "'source_encoder_layers' must be", source_encoder_layers=0),
+]
 FOLDERS = [
     sft(
         "output folder of another run",
@@ -587,7 +718,7 @@ FOLDERS = [
     sft("file in the way of a folder above", "output_dir", output_dir="out/run", files={"out": "x"}),
     sft("output folder that cannot be written", "output_dir: cannot write in /proc", output_dir="/proc/recipes"),
 ]
-MISTAKES = KEYS + YAML + MODELS + FILES + RLHF + TASKS + FOLDERS
+MISTAKES = KEYS + YAML + MODELS + FILES + RLHF + TASKS + FOLDERS + PRETRAINING
 
 
 @pytest.fixture(scope="session")
@@ -806,6 +937,8 @@ def test_the_libraries_keep_silent_in_a_process_of_its_own(broken, tmp_path):
         "finetuning/sft",
         "rlhf/reward",
         "pretraining/causal",
+        "pretraining/masked",
+        "pretraining/denoising",
         "rlhf/ppo",
         "rlhf/dpo",
         "rlhf/kto",

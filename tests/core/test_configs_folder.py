@@ -13,6 +13,9 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 COUNTS = {
     "tokenization/train": 2,
     "pretraining/causal": 2,
+    "pretraining/denoising": 8,
+    "pretraining/masked": 7,
+    "pretraining/translation": 6,
     "finetuning/adapter_fusion": 2,
     "finetuning/classification": 26,
     "finetuning/comparison": 5,

@@ -20,7 +20,8 @@ TASKS = [
     f"finetuning/{task}"
     for task in ("classification", "token_classification", "question_answering", "sequence_to_sequence")
 ]
-RECIPES = ["pretraining/causal", "finetuning/sft", *TASKS, "rlhf/reward", *METHODS]
+DENOISERS = [f"pretraining/{name}" for name in ("masked", "denoising", "translation")]
+RECIPES = ["pretraining/causal", *DENOISERS, "finetuning/sft", *TASKS, "rlhf/reward", *METHODS]
 
 
 def die() -> None:

@@ -31,6 +31,7 @@ COLUMNS = {
     "questions": ["question", "context", "answers"],
     "tags": ["words", "tags"],
     "translations": ["source", "target"],
+    "translations-into-english": ["source", "target"],
     "second-language": ["text", "source"],
     "second-language-topics": ["text", "label"],
 }
