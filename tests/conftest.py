@@ -188,7 +188,7 @@ def job(tiny, tmp_path_factory):
             "completion": [{"role": "assistant", "content": f"{first} and {second}"}],
             "chosen": [{"role": "assistant", "content": f"{first} and {second}"}],
             "rejected": [{"role": "assistant", "content": f"{second} please"}],
-            "text": f"say {first} {second} and then {second} {first} please thank you",
+            "text": f"say {first} {second} and then. {second} {first} please thank you",
         }
         for first in WORDS
         for second in WORDS[:4]

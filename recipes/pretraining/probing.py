@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.core import UserError
 
-MOST_ROWS, FEWEST_OF_A_CLASS, PENALTY = 2000, 30, 1e-2
+MOST_ROWS, FEWEST_OF_A_CLASS, PENALTY = 1000, 100, 1e-2  # few labels: what is not in the states cannot be learned here
 
 
 @dataclass
@@ -53,10 +53,10 @@ class Probe:
 
 
 def make_probe(documents: DatasetDict, column: str) -> Probe:
-    """Texts and classes of at most 2,000 training rows, and of the test rows of those classes.
+    """Texts and classes of at most 1,000 training rows, and of the test rows of those classes.
 
     Raises:
-        UserError: no such column, or fewer than two classes with 30 training rows.
+        UserError: no such column, or fewer than two classes with 100 training rows.
     """
     if column not in documents["train"].column_names:
         raise UserError(

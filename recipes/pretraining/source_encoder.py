@@ -3,7 +3,7 @@
 Paper: Lewis et al. 2019, BART, arXiv 1910.13461, section 3.4 and figure 3b.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import AutoConfig, BartConfig, BartForConditionalGeneration
@@ -18,6 +18,11 @@ FIRST_STEP = (  # what else the first step trains: BART's positions, the input p
     "model.decoder.embed_positions.weight",
     *(f"model.encoder.bart.layers.0.self_attn.{name}_proj.weight" for name in "qkv"),
 )
+TIED = {
+    "model.decoder.embed_tokens.weight": "model.shared.weight",
+    "model.encoder.bart.embed_tokens.weight": "model.shared.weight",
+    "lm_head.weight": "model.shared.weight",
+}
 
 
 def check_stage(path: str | None, stage: int) -> None:
@@ -55,18 +60,14 @@ class SourceThenBart(torch.nn.Module):
 class BartForTranslation(BartForConditionalGeneration):
     """BartForConditionalGeneration whose encoder is a SourceThenBart; `config.source_encoder` holds the new one's fields."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
-        "model.decoder.embed_tokens.weight": "model.shared.weight",
-        "model.encoder.bart.embed_tokens.weight": "model.shared.weight",
-        "lm_head.weight": "model.shared.weight",
-    }
-
     def __init__(self, config: BartConfig):
         super().__init__(config)
         source = BartConfig(**config.source_encoder)
         source._attn_implementation = config._attn_implementation
-        self.model._tied_weights_keys = None  # which know the encoder under its old name
         self.model.encoder = SourceThenBart(BartEncoder(source), self.model.encoder)
+        # BartModel ties its encoder's embeddings under their old name.
+        self.model._tied_weights_keys, self.model.all_tied_weights_keys = None, {}
+        self._tied_weights_keys = TIED
         self.post_init()
 
     @classmethod

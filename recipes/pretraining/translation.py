@@ -13,7 +13,7 @@ from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.core.models import load_pretrained
 from recipes.pretraining.reconstruction import ReconstructionTrainer
 from recipes.pretraining.source_encoder import BartForTranslation, check_stage
-from recipes.pretraining.translated import PairCollator, PairDataset, load_source_tokenizer, score, translate
+from recipes.pretraining.translated import FOLDER, PairCollator, PairDataset, load_source_tokenizer, score, translate
 
 NEEDS = ("pad_token", "bos_token", "eos_token")
 
@@ -80,7 +80,8 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: TranslationCo
     )
     before = score(translate(trainer, rows["test"]), pairs["test"]["target"])
     run.fit(trainer)
-    source_tokenizer.save_pretrained(run.output_dir / "source_tokenizer")
+    if run.is_main_process:
+        source_tokenizer.save_pretrained(run.output_dir / FOLDER)
 
     texts = translate(trainer, rows["test"])
     measured = trainer.evaluate()

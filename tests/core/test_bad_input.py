@@ -648,7 +648,7 @@ PRETRAINING = [
         next_sentence_prediction=True,
     ),
     of("pretraining/masked", "missing probe column", "the data has no column 'topic'", probe_column="topic"),
-    of("pretraining/masked", "probe of single rows", "needs two classes of 30 training rows", probe_column="target"),
+    of("pretraining/masked", "probe of single rows", "needs two classes of 100 training rows", probe_column="target"),
     of("pretraining/masked", "no held-out text", "name a split for it", dataset_test_split=None),
     of(
         "pretraining/denoising",

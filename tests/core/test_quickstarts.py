@@ -21,14 +21,16 @@ GROUPS = [*TWO_STEPS, "--max_completion_length", "8"]
 COMPARED = ["--max_test_samples", "8", "--response_length", "8", "--best_of_n", "1", "2"]
 WITH_STAGES = {"adapter_fusion", "comparison", "cross_lingual", "prompt_transfer", "three_stage"}  # runs within a run
 # Tokenizers that several quickstarts start from.
-WORDPIECE, BART_TOKENS, FOREIGN_TOKENS = (f"tokenization/train/{name}" for name in ("wordpiece", "bart", "second-language"))
+WORDPIECE, BART_TOKENS, FOREIGN_TOKENS = (
+    f"tokenization/train/{name}" for name in ("wordpiece", "bart", "second-language")
+)
 BART = "pretraining/denoising/quickstart"
 BEFORE = {name: ([], ["--vocab_size", "400", *FEW]) for name in (WORDPIECE, BART_TOKENS, FOREIGN_TOKENS)}
 # Each quickstart: what is made before it, and the flags that make it small.
 STAGES = {
     "tokenization/train/quickstart": ([], ["--vocab_size", "400", *FEW]),
     BASE: (["tokenization/train/quickstart"], TWO_STEPS),
-    ENCODER: ([WORDPIECE], [*TWO_STEPS, "--max_train_samples", "800", "--duplicates", "1"]),
+    ENCODER: ([WORDPIECE], [*TWO_STEPS, "--max_train_samples", "3000", "--duplicates", "1"]),
     BART: ([BART_TOKENS], TWO_STEPS),
     "pretraining/translation/quickstart": ([BART, FOREIGN_TOKENS], [*TWO_STEPS, "--max_length", "16"]),
     "pretraining/translation/quickstart-stage-2": (

@@ -158,11 +158,11 @@ def probe_of(train: dict[str, list[str]], test: dict[str, list[str]]):
 
 def test_classes_of_a_probe_are_the_folders_that_are_frequent_enough():
     probe = probe_of(
-        {"a/x.py": ["one"] * 20, "a/y.py": ["two"] * 20, "b": ["three"] * 35, "rare": ["four"] * 29},
+        {"a/x.py": ["one"] * 60, "a/y.py": ["two"] * 60, "b": ["three"] * 105, "rare": ["four"] * 99},
         {"a/z.py": ["one"], "b": ["three"] * 3, "rare": ["four"]},
     )
     assert probe.classes == ["a", "b"]
-    assert probe.train[1].tolist() == [0] * 40 + [1] * 35
+    assert probe.train[1].tolist() == [0] * 120 + [1] * 105
     assert probe.test[0] == ["one", "three", "three", "three"]
     assert probe.majority == pytest.approx(0.25), "a is the most frequent in training, and one in four of the test"
 
@@ -177,14 +177,14 @@ def test_a_probe_reads_what_the_states_hold(trainer, wordpiece):
         return [" ".join(numbers.choice(words.split(), 6)) for _ in range(count)]
 
     apart = probe_of(
-        {"boats": texts("red boats rivers", 60), "foxes": texts("quick jumping fox", 60)},
+        {"boats": texts("red boats rivers", 110), "foxes": texts("quick jumping fox", 110)},
         {"boats": texts("red boats rivers", 40), "foxes": texts("quick jumping fox", 40)},
     )
     state = torch.get_rng_state()
     assert apart.accuracy(trainer.model, wordpiece, 64) == 1.0
     assert torch.get_rng_state().equal(state), "a run's own random numbers are left alone"
     alike = probe_of(
-        {"a": texts("red boats rivers", 60), "b": texts("red boats rivers", 60)},
+        {"a": texts("red boats rivers", 110), "b": texts("red boats rivers", 110)},
         {"a": texts("red boats rivers", 100), "b": texts("red boats rivers", 100)},
     )
     assert alike.accuracy(trainer.model, wordpiece, 64) == pytest.approx(0.5, abs=4 * 0.5 / 200**0.5)

@@ -179,7 +179,7 @@ def figure_2():
 def noised_texts(kinds: list[str], share: float, numbers) -> set[str]:
     tokens, sentences = figure_2()
     noise = Noise(kinds, share, 3.0)
-    places = [noise(len(tokens), sentences, numbers) for _ in range(4000)]
+    places = [noise(len(tokens), sentences, numbers) for _ in range(20_000)]
     return {"".join("_" if place == HIDDEN else chr(tokens[place]) for place in noised) for noised in places}
 
 

@@ -137,7 +137,7 @@ def test_a_page_and_a_score_say_what_was_written(bart_tokenizer):
     assert rows.lengths.tolist() == [len(rows[row]["input_ids"]) + len(rows[row]["labels"]) for row in range(2)]
     assert "| een vos | a fox | a dog |\n| twee \\| drie |" in rows.page(["a dog", "two"])
     assert score(["a fox", "two | three"], pairs["target"])["chrf"] == pytest.approx(100)
-    assert score(["xyz", "qqq"], pairs["target"])["chrf"] < 1
+    assert score(["xyz", "qqq"], pairs["target"])["chrf"] < 5
 
 
 # --------------------------------------------------------------------------------------------------------------- recipe
