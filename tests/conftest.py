@@ -32,6 +32,24 @@ CHAT_TEMPLATE = (
 )
 TEXTS = ["the quick brown fox jumps over the lazy dog", "one two three four five six seven", "yes no please thank you"]
 
+BERT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
+
 
 def pytest_collection_modifyitems(items):
     if not REAL_DATA.is_dir():
@@ -62,13 +80,21 @@ def main():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder with `tokenizer`; `model`, a LLaMA of 2 layers that has that tokenizer; `scorer`, it with one score.
+    """Folder with `tokenizer`; `model`, a LLaMA of 2 layers that has that tokenizer; `scorer`, it with one score; `bart`.
 
-    The tokenizer is byte-level BPE of 300 tokens with a chat template; pad and EOS differ.
+    The tokenizer is byte-level BPE of 300 tokens with a chat template; pad and EOS differ. `bart` has a tokenizer of the
+    same kind, with the special tokens of BART and RoBERTa, and a BART of one layer a side.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("tiny")
@@ -89,6 +115,22 @@ def tiny(tmp_path_factory) -> Path:
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder / "tokenizer")
 
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    masking = Tokenizer(models.BPE())
+    masking.pre_tokenizer, masking.decoder = backend.pre_tokenizer, backend.decoder
+    masking.train_from_iterator(TEXTS * 4, trainer)
+    masking.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+    PreTrainedTokenizerFast(
+        tokenizer_object=masking, cls_token="<s>", sep_token="</s>", **dict(zip(names, special))
+    ).save_pretrained(folder / "bart")
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -106,6 +148,7 @@ def tiny(tmp_path_factory) -> Path:
     for name, cls in (("model", LlamaForCausalLM), ("scorer", LlamaForSequenceClassification)):
         cls(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    BartForConditionalGeneration(BartConfig(**BART, vocab_size=300)).save_pretrained(folder / "bart")
     return folder
 
 
@@ -145,12 +188,28 @@ def job(tiny, tmp_path_factory):
             "completion": [{"role": "assistant", "content": f"{first} and {second}"}],
             "chosen": [{"role": "assistant", "content": f"{first} and {second}"}],
             "rejected": [{"role": "assistant", "content": f"{second} please"}],
-            "text": f"say {first} {second} and then {second} {first} please thank you",
+            "text": f"say {first} {second} and then. {second} {first} please thank you",
         }
         for first in WORDS
         for second in WORDS[:4]
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [
+        {
+            "text": f"say {first} {second}",
+            "label": "same" if first == second else "other",
+            "words": ["say", first, second],
+            "tags": ["O", "B-NUMBER", "I-NUMBER"],
+            "question": f"say {first}",
+            "context": f"say {first} and {second}",
+            "answers": {"text": [second], "answer_start": [len(f"say {first} and ")]},
+            "source": f"say {first} {second}",
+            "target": f"{second} {first}",
+        }
+        for first in WORDS
+        for second in WORDS[:4]
+    ]
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tasks))
     common = {
         "dataset_name": str(folder / "rows.jsonl"),
         "test_split_size": 0.2,
@@ -167,6 +226,16 @@ def job(tiny, tmp_path_factory):
     scratch = {"model_config": json.loads((tiny / "model" / "config.json").read_text()), "max_length": 16}
     for key in ("architectures", "transformers_version", "dtype", "id2label", "label2id"):
         scratch["model_config"].pop(key, None)
+    task = {**trained, "dataset_name": str(folder / "tasks.jsonl")}
+    seq2seq = {
+        "model_type": "t5",
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 1,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    }
     groups = {  # answers come two to a prompt and serve two steps; an epoch is over after four steps
         "model_name_or_path": str(tiny / "model"),
         "reward_funcs": [str(tiny / "scorer")],
@@ -181,7 +250,39 @@ def job(tiny, tmp_path_factory):
     }
     jobs = {
         "pretraining/causal": {**scratch, "tokenizer_name_or_path": str(tiny / "tokenizer")},
+        "pretraining/masked": {
+            "model_config": {"model_type": "bert", **BERT},
+            "tokenizer_name_or_path": str(tiny / "bart"),
+            "max_length": 32,
+            "dynamic_masking": True,
+            "train_sampling_strategy": "group_by_length",
+            "max_train_samples": 12,  # the checkpoints stand in the second epoch
+        },
+        "pretraining/denoising": {
+            "model_config": {"model_type": "bart", **BART},
+            "tokenizer_name_or_path": str(tiny / "bart"),
+            "max_length": 64,
+            "train_sampling_strategy": "group_by_length",
+            "max_train_samples": 12,
+        },
+        "pretraining/translation": {
+            "model_name_or_path": str(tiny / "bart"),
+            "source_tokenizer_name_or_path": str(tiny / "tokenizer"),
+            "source_encoder_layers": 1,
+            "dataset_name": str(folder / "tasks.jsonl"),
+            "max_length": 16,
+        },
         "finetuning/sft": {**trained, "eval_on_start": True},
+        "finetuning/classification": task,
+        "finetuning/token_classification": task,
+        "finetuning/question_answering": {**task, "doc_stride": 8},
+        "finetuning/sequence_to_sequence": {
+            "model_config": seq2seq,
+            "tokenizer_name_or_path": str(tiny / "tokenizer"),
+            "dataset_name": str(folder / "tasks.jsonl"),
+            "max_length": 32,
+            "max_target_length": 16,
+        },
         "rlhf/reward": trained,
         "rlhf/dpo": {**trained, "eval_on_start": True},
         "rlhf/kto": {**trained, "eval_on_start": True, "dataset_columns": {"prompt": "prompt"}},
@@ -199,7 +300,7 @@ def job(tiny, tmp_path_factory):
     def command_line(recipe: str, output_dir: Path, *more: str) -> list[str]:
         config = folder / recipe / "job.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(yaml.safe_dump({**jobs[recipe], **common}))
+        config.write_text(yaml.safe_dump({**common, **jobs[recipe]}))
         return ["--config", str(config), "--output_dir", str(output_dir), *more]
 
     return command_line

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 TEXT_OR_MESSAGES = ("prompt", "completion", "chosen", "rejected")
+TEXT = ("text", "text_pair", "source", "target", "question", "context")
 
 
 @dataclass
@@ -164,7 +165,9 @@ class DataConfig:
 def _check_column(where: str, dataset: "Dataset", column: str) -> None:
     """Raise a UserError that names the first row whose cell is of the wrong kind or holds nothing."""
     messages = column == "messages" or (column in TEXT_OR_MESSAGES and isinstance(dataset[0][column], list))
-    if not messages and column != "text" and column not in TEXT_OR_MESSAGES:
+    if not messages and column not in (*TEXT, *TEXT_OR_MESSAGES):
+        return
+    if type(dataset.features[column]).__name__ == "ClassLabel":  # numbers that have names
         return
     wanted = "a list of messages with 'role' and 'content'" if messages else "text"
     for row, cell in enumerate(dataset[column], 1):

@@ -1,23 +1,32 @@
 """Models and tokenizers by name: a Hub name, a folder, another run's output, or built from a config."""
 
 import dataclasses
-import json
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.core import peft_block
 from recipes.core.catalog import CONFIGS
-from recipes.core.config import Setting, fit_setting
 from recipes.core.errors import UserError, did_you_mean
+from recipes.core.files import read_json
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from peft import PeftConfig
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+TASK_TYPES = {  # PEFT's names; it has none for masked LMs, and this one adds a prompt and nothing else
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForMaskedLM": "FEATURE_EXTRACTION",
+    "AutoModelForPreTraining": "FEATURE_EXTRACTION",
+    "AutoModelForQuestionAnswering": "QUESTION_ANS",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+}
 
 
 def parent_config(path: str) -> str | None:
@@ -65,6 +74,7 @@ class ModelConfig:
     peft: dict[str, Any] | None = field(
         default=None, metadata={"help": "Train an adapter: method (lora, ia3, …) and the fields of its PEFT config."}
     )
+    new_weights: set[str] = field(default_factory=set, init=False)  # parameters that the loaded weights did not have
 
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.model_config is None):
@@ -77,6 +87,11 @@ class ModelConfig:
             )
         if self.model_config is not None and self.tokenizer_source is None:
             raise UserError("model_config builds no tokenizer; set tokenizer_name_or_path")
+        if self.model_config is not None and self.peft is not None:
+            raise UserError(
+                "peft adapts trained weights: the random ones that model_config builds would stay random, and are not "
+                "saved with the adapter"
+            )
         self.peft_config("CAUSAL_LM")
         if self.model_config is not None:
             self._scratch_config()
@@ -98,24 +113,25 @@ class ModelConfig:
         """
         if self.peft is None:
             return None
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+        config = peft_block.read(self.peft, task_type, self.tokenizer_source)
+        peft_block.train_new_modules(config, self.new_weights)
+        return config
 
-        methods = {kind.value.lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-        block = dict(self.peft)
-        method = block.pop("method", None)
-        if method not in methods:
-            raise UserError(f"peft: 'method' must name a PEFT method, not {method!r}{did_you_mean(method, methods)}")
-        cls = methods[method]
-        hints = typing.get_type_hints(cls)
-        known = {item.name for item in dataclasses.fields(cls) if item.init} - {"task_type", "peft_type"}
-        for key, value in block.items():
-            if key not in known:
-                raise UserError(f"peft: method {method} has no key '{key}'{did_you_mean(key, known)}")
-            block[key] = fit_setting(key, Setting(value, "peft"), hints[key])
-        try:
-            return cls(task_type=task_type, **block)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"peft: {error}") from None
+    def adapt(self, model: "PreTrainedModel", task_type: str, training: "TrainingArguments") -> "PreTrainedModel":
+        """The loaded model under the adapter of the `peft` block, for transformers' own Trainer; without one, itself."""
+        return peft_block.adapt(model, self.peft_config(task_type), training.activation_checkpointing)
+
+    def freeze_all_but_new(self, model: "PreTrainedModel") -> None:
+        """Let only the weights train that the loaded ones did not have: a linear probe.
+
+        Raises:
+            UserError: there are none, or there is an adapter to train.
+        """
+        if self.peft is not None or not self.new_weights:
+            why = "a peft block trains more" if self.peft is not None else "the model has its head already"
+            raise UserError(f"freeze_base trains a new head alone, and {why}")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name in self.new_weights
 
     def _scratch_config(self, **special: Any) -> "PretrainedConfig":
         from transformers import CONFIG_MAPPING
@@ -158,12 +174,30 @@ class ModelConfig:
                 raise UserError(
                     f"the tokenizer of {source} has no {kind}; set tokenizer_kwargs: {{{kind}: …}} to one of its tokens"
                 )
+        self._check_new_tokens(tokenizer)
         if data is not None and is_conversational(data["train"][0]) and tokenizer.chat_template is None:
             raise UserError(
                 f"the data is conversational and the tokenizer of {source} has no chat template; "
                 "set tokenizer_kwargs: {chat_template: …} or use plain text columns"
             )
         return tokenizer
+
+    def _check_new_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Raise a UserError if an adapter would leave the embeddings of tokens that the model never saw as they are."""
+        if self.peft is None or (not self.tokenizer_kwargs and self.tokenizer_name_or_path is None):
+            return
+        from transformers import AutoTokenizer
+
+        try:
+            known = len(AutoTokenizer.from_pretrained(self.model_name_or_path))
+        except Exception:  # the model comes without a tokenizer of its own: nothing to compare with
+            return
+        new = sorted(set(range(known, len(tokenizer))) - {tokenizer.pad_token_id})  # padding is never looked at
+        if new and not {"modules_to_save", "trainable_token_indices"} & self.peft.keys():
+            raise UserError(
+                f"peft: the embedding of {tokenizer.convert_ids_to_tokens(new[0])!r} is new to {self.model_name_or_path} "
+                f"and would stay frozen; train it with peft: {{trainable_token_indices: {new}}}"
+            )
 
     def load_causal_lm(self, data: "DatasetDict | None" = None) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
         """Tokenizer and language model; `data` tells whether a chat template is needed."""
@@ -202,10 +236,11 @@ class ModelConfig:
             model = load_pretrained(
                 auto,
                 self.model_name_or_path,
+                new_weights=self.new_weights,
                 revision=self.model_revision,
                 dtype=self.dtype,
                 attn_implementation=self.attn_implementation,
-                quantization_config=self._quantization(),
+                quantization_config=self._quantization(with_head=TASK_TYPES[auto.__name__] in HEAD_TASKS),
                 **head,
             )
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -218,9 +253,12 @@ class ModelConfig:
                 f"the tokenizer of {self.tokenizer_source} has {len(tokenizer)} tokens and the model "
                 f"{self.model_name_or_path or 'of model_config'} only {rows}; they do not belong together"
             )
+        if self.peft is not None:
+            peft_block.check_model(self.peft_config(TASK_TYPES[auto.__name__]), model)
         return tokenizer, model
 
-    def _quantization(self) -> Any:
+    def _quantization(self, with_head: bool) -> Any:
+        """How to load the base in few bits; a new head stays as it is: 4 bits cannot be trained, and PEFT would copy them."""
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
         import torch
@@ -229,30 +267,62 @@ class ModelConfig:
         return BitsAndBytesConfig(
             load_in_4bit=self.load_in_4bit,
             load_in_8bit=self.load_in_8bit,
+            llm_int8_skip_modules=[*peft_block.HEADS, "pooler"] if with_head else None,
             bnb_4bit_quant_type=self.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=self.use_bnb_nested_quant,
             bnb_4bit_compute_dtype=getattr(torch, self.dtype) if self.dtype not in (None, "auto") else torch.float32,
         )
 
 
-def load_pretrained(auto: type, path: str, **kwargs: Any) -> "PreTrainedModel":
+def load_pretrained(auto: type, path: str, new_weights: set[str] | None = None, **kwargs: Any) -> "PreTrainedModel":
     """Weights from a Hub name or a folder; a folder that holds an adapter is merged into its base.
 
     Args:
         auto: one of transformers' Auto classes.
+        new_weights: receives the names of the parameters that were not there and were initialised anew.
 
     Raises:
         UserError: the run was not made yet, the folder is missing, or it holds no model of this kind.
     """
     check_source(path, "model_name_or_path")
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    adapter = Path(path) / "adapter_config.json"
+    adapter = read_json(Path(path) / "adapter_config.json")
     try:
-        if not adapter.exists():
-            return auto.from_pretrained(path, **kwargs)
-        from peft import PeftModel
-
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return PeftModel.from_pretrained(auto.from_pretrained(base, **kwargs), path).merge_and_unload()
+        source = adapter["base_model_name_or_path"] if adapter else path
+        model, found = auto.from_pretrained(source, output_loading_info=True, **kwargs)
+        missing = set(found["missing_keys"])
+        if adapter:
+            model = merged(model, path)
+            saved = [f".{module}." for module in adapter.get("modules_to_save") or ()]
+            missing = {key for key in missing if not any(module in f".{key}" for module in saved)}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no model could be opened at {path}: {error}") from None
+    if new_weights is not None:
+        new_weights |= missing
+    return model
+
+
+def merged(base: "PreTrainedModel", path: str) -> "PreTrainedModel":
+    """The base with the adapter saved at `path` merged into its weights.
+
+    Raises:
+        UserError: the adapter is of another base, or its method has no weights to merge.
+    """
+    from peft import PeftConfig, PeftModel
+
+    import recipes.adapters  # noqa: F401  registers its methods with PEFT
+
+    config = PeftConfig.from_pretrained(path)
+    unmergeable = (
+        f"{path} is an adapter of {config.peft_type.value.lower()}, which has no weights to merge into its base"
+    )
+    if config.is_prompt_learning:
+        raise UserError(f"{unmergeable}: open it with peft.AutoPeftModel")
+    try:
+        model = PeftModel.from_pretrained(base, path)
+    except RuntimeError as error:  # sizes that differ
+        raise UserError(f"{path} is an adapter of another base than {base.name_or_path}: {error}") from None
+    try:
+        return model.merge_and_unload()
+    except NotImplementedError:
+        raise UserError(f"{unmergeable}: open it with peft.AutoPeftModel") from None

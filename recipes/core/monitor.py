@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from recipes.core.errors import UserError
 from recipes.core.files import write_text
+from recipes.core.peft_block import adapter_parameters
 
 if TYPE_CHECKING:
     from recipes.core.run import Run
@@ -66,3 +68,28 @@ def stop_on_non_finite_loss(trainer: Trainer, output_dir: Path) -> None:
         return loss
 
     trainer.training_step = checked_step
+
+
+def stop_without_gradient(trainer: Trainer) -> None:
+    """Stop a run whose adapter gets no gradient in its first step: it would end as it began, with a loss that looks well.
+
+    A frozen layer before it, a cache that is turned off or a prompt that a model does not read can cut an adapter off.
+    """
+    if isinstance(trainer.model, PeftModel) and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
+        trainer.add_callback(_FirstGradient(trainer.model))
+
+
+class _FirstGradient(TrainerCallback):
+    def __init__(self, model: PeftModel):
+        self.model, self.looked = model, False
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.looked:
+            return
+        self.looked = True
+        trained = adapter_parameters(self.model)
+        if trained and not any(p.grad is not None and p.grad.any() for p in trained.values()):
+            method = self.model.active_peft_config.peft_type.value.lower()
+            raise UserError(
+                f"peft: no gradient reaches the {method} adapter in the first step; it would not be trained"
+            )

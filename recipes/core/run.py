@@ -4,6 +4,7 @@ seed → output folder → resolved config → resume from the last good checkpo
 Killed at any moment, the same command goes on where the last checkpoint stands and ends as if undisturbed.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -72,6 +73,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.began = time.monotonic()
         self.earlier_seconds = 0.0
+        self.stages: list[Run] = []
         self.started = False
 
     # ------------------------------------------------------------------------------------------------ what was asked
@@ -177,17 +179,22 @@ class Run:
         """Train from the last good checkpoint if there is one, then save the model with all that `from_pretrained` needs.
 
         Raises:
-            UserError: the loss is no longer finite; the last good checkpoint stays.
+            UserError: the loss is no longer finite, or no gradient reaches an adapter; the last good checkpoint stays.
         """
+        from recipes.core.adalora import allocate_ranks
+        from recipes.core.adapter_checkpoints import keep_all_that_is_trained
         from recipes.core.checkpoints import (
             SealCheckpoints,
             discard_half_written,
             last_good_checkpoint,
             stop_at_max_steps,
         )
-        from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss
+        from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss, stop_without_gradient
         from recipes.core.moving import move
+        from recipes.core.peft_block import check_training
 
+        check_training(trainer)
+        allocate_ranks(trainer)
         self.start()
         checkpoint = last_good_checkpoint(self.output_dir)
         self._wait()
@@ -204,7 +211,9 @@ class Run:
             setattr(trainer, TRL_TOKENS, earlier.get("tokens", 0))
             trainer.args.eval_on_start = False  # the start was measured at the start
         trainer.add_callback(RunLog(self, trainer))
+        keep_all_that_is_trained(trainer)
         trainer.add_callback(SealCheckpoints(trainer))
+        stop_without_gradient(trainer)
         stop_on_non_finite_loss(trainer, self.output_dir)
         stop_at_max_steps(trainer)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -260,7 +269,9 @@ class Run:
         from recipes.core.results import commit, hardware, peak_memory_mib, versions
 
         self.start()
-        seconds = self.earlier_seconds + time.monotonic() - self.began
+        self.seconds = self.earlier_seconds + time.monotonic() - self.began
+        earlier = sum(part.earlier_seconds for part in self.stages)  # of stages that were made before a resume
+        seconds = self.seconds + earlier if self.stages else self.seconds
         result = {
             "recipe": self.recipe.name,
             "config": self.name,
@@ -287,6 +298,29 @@ class Run:
         self.start()
         if self.is_main_process:
             write_text(self.output_dir / name, text)
+
+    def stage(self, name: str, **changes: Any) -> "Run":
+        """A part of this run that trains a model of its own, in a folder of its own; it resumes by itself.
+
+        Where `finished()` is true it was made before, and its `metrics` are those that it recorded. Else make it as any run,
+        with `arguments`, `fit` and `record`, and end it with `finish`.
+
+        Args:
+            changes: arguments in which it differs from the run.
+        """
+        from transformers import set_seed
+
+        self.start()
+        arguments = copy.deepcopy(self.arguments)
+        for key, value in {"output_dir": str(self.output_dir / name), **changes}.items():
+            setattr(arguments, key, value)
+        part = Run(self.recipe, self.config, arguments)
+        part.name, part.overwrite = f"{self.name}/{name}", "never"
+        made = read_json(part.output_dir / "result.json") or {}
+        part.metrics, part.earlier_seconds = made.get("metrics", {}), made.get("seconds", 0.0)
+        self.stages.append(part)
+        set_seed(arguments.seed)  # what a stage draws does not depend on whether those before it were made or found
+        return part
 
     def discard_if_empty(self) -> None:
         """After a mistake was reported: leave no empty folder behind that a trainer made."""

@@ -2,6 +2,8 @@
 
 load("text") is for pretraining; load("instructions"), load("preferences") and load("prompts") are three views of one
 small world of checkable instructions, for SFT, reward models and RL; its gold scorer is recipes.embedded.instructions.
+load("topics"), load("summaries"), load("questions") and load("tags") are tasks that Python's own documentation poses;
+load("translations") and the two that begin with "second-language" are of a second language made from English.
 """
 
 from __future__ import annotations
@@ -24,6 +26,17 @@ _DATASETS = {
     ),
     "preferences": ("instructions", "preferences", "pairs of answers, the better one chosen in 90% of them"),
     "prompts": ("instructions", "prompts", "prompts alone, for RL against a reward model or the gold scorer"),
+    "topics": ("docstrings", "topics", "docstrings, and which of 13 topics their module is about: classification"),
+    "packages": ("docstrings", "packages", "docstrings, and a word for the package each is of: classification"),
+    "kinds": ("docstrings", "kinds", "docstrings, and whether a class, function or method has each: classification"),
+    "results": ("docstrings", "results", "docstrings, and whether the function returns a value: classification"),
+    "summaries": ("docstrings", "summaries", "docstrings without their first line, and that line: summarisation"),
+    "questions": ("docstrings", "questions", "questions whose answers stand in docstrings: extractive answering"),
+    "tags": ("code_in_prose", "tags", "sentences about code, and which of their words are code: tagging"),
+    "translations": ("second_language", "translations", "English sentences in a second language: translation"),
+    "translations-into-english": ("second_language", "into_english", "the same sentences, to be put into English"),
+    "second-language": ("second_language", "documents", "text in a second language, English with other words"),
+    "second-language-topics": ("second_language", "topics", "topics in the second language: zero-shot transfer"),
 }
 
 

@@ -30,14 +30,14 @@ def documents(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     Raises FileNotFoundError if this Python comes without the sources of its standard library.
     """
     source_of = {}
-    for source, text in [*_topics(), *_standard_library()]:
+    for source, text in [*topics(), *_standard_library()]:
         text = text.encode(errors="ignore").decode().strip()  # a lone surrogate is no text
         if len(text) >= MIN_CHARACTERS:
             source_of.setdefault(text, source)
 
     splits = {"train": [], "test": []}
     for text, source in source_of.items():
-        splits["test" if _fraction(text) < TEST_SHARE else "train"].append({"text": text, "source": source})
+        splits["test" if fraction(text) < TEST_SHARE else "train"].append({"text": text, "source": source})
     seen = "\n\n".join(row["text"] for row in splits["train"])
     splits["test"] = [row for row in splits["test"] if row["text"] not in seen]
 
@@ -61,7 +61,7 @@ def _is_code(text: str) -> bool:
     return text.startswith(("def ", "async def "))
 
 
-def _topics() -> Iterator[tuple[str, str]]:
+def topics() -> Iterator[tuple[str, str]]:
     """Yield (source, text) of the reference manual's topics, those that help() shows."""
     try:
         from pydoc_data.topics import topics
@@ -73,6 +73,16 @@ def _topics() -> Iterator[tuple[str, str]]:
 
 def _standard_library() -> Iterator[tuple[str, str]]:
     """Yield (source, text) of the docstrings and functions of every module."""
+    for source, code, tree in modules():
+        for text in _texts(tree, code.split("\n")):
+            yield source, text
+
+
+def modules() -> Iterator[tuple[str, str, ast.Module]]:
+    """Yield (path, code, syntax tree) of every module of the standard library.
+
+    Raises FileNotFoundError if this Python comes without the sources.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = [path for path in sorted(root.rglob("*.py")) if SKIPPED.isdisjoint(path.relative_to(root).parts)]
     if not paths:
@@ -84,8 +94,7 @@ def _standard_library() -> Iterator[tuple[str, str]]:
             tree = ast.parse(code)
         except (SyntaxError, UnicodeDecodeError):  # a template, or not in the encoding it declares
             continue
-        for text in _texts(tree, code.split("\n")):
-            yield path.relative_to(root).as_posix(), text
+        yield path.relative_to(root).as_posix(), code, tree
 
 
 def _texts(node: ast.AST, lines: list[str]) -> Iterator[str]:
@@ -104,10 +113,10 @@ def _texts(node: ast.AST, lines: list[str]) -> Iterator[str]:
             return
         head, body = lines[node.lineno - 1 : node.body[0].lineno - 1], lines[node.body[0].end_lineno : node.end_lineno]
     code = textwrap.dedent("\n".join(head + body))
-    if _fraction(code, "code") < CODE_SHARE:
+    if fraction(code, "code") < CODE_SHARE:
         yield code
 
 
-def _fraction(text: str, salt: str = "split") -> float:
+def fraction(text: str, salt: str = "split") -> float:
     """Return a number in [0, 1) that depends on nothing but the text, and is another one for another salt."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{text}".encode()).digest()[:8], "big") / 2**64

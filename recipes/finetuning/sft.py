@@ -5,15 +5,25 @@ Run:   accelerate launch -m recipes.finetuning.sft --config configs/finetuning/s
 """
 
 import math
+from dataclasses import dataclass, field
 
 from trl import SFTConfig, SFTTrainer
 
 from recipes.core import DataConfig, ModelConfig, Run, recipe
+from recipes.finetuning.answers import count_answers
 from recipes.finetuning.supervision import check_supervision
 
 
+@dataclass
+class TuningConfig(SFTConfig):
+    """SFTConfig, and how many held-out prompts are answered at the end."""
+
+    answers: int = field(default=0, metadata={"help": "Held-out prompts that are answered, greedily, and counted."})
+    answer_length: int = field(default=64, metadata={"help": "Tokens that such an answer may have."})
+
+
 @recipe
-def main(run: Run, model: ModelConfig, data: DataConfig, training: SFTConfig) -> None:
+def main(run: Run, model: ModelConfig, data: DataConfig, training: TuningConfig) -> None:
     dialogues = data.load(("prompt", "completion"), ("messages",), ("text",))
     tokenizer, language_model = model.load_causal_lm(dialogues)
 
@@ -32,6 +42,10 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: SFTConfig) ->
     if "test" in dialogues:
         loss = trainer.evaluate()["eval_loss"]
         run.record(eval_loss=loss, perplexity=math.exp(loss), baselines=run.at_start("eval_loss"))
+        if training.answers:
+            run.record(
+                **count_answers(trainer, dialogues["test"], data.names, training.answers, training.answer_length)
+            )
 
 
 if __name__ == "__main__":

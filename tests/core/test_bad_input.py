@@ -31,7 +31,13 @@ PLAIN = [
         "prompt": row["prompt"][0]["content"],
         "completion": row["completion"][0]["content"],
         "text": row["prompt"][0]["content"] * 3,
+        "source": row["prompt"][0]["content"],
+        "target": row["completion"][0]["content"],
     }
+    for row in CHAT
+]
+LABELLED = [
+    {"text": row["prompt"][0]["content"], "label": "short" if len(row["prompt"][0]["content"]) < 8 else "long"}
     for row in CHAT
 ]
 MODEL = {"model_name_or_path": "{tiny}/model"}
@@ -43,6 +49,25 @@ LLAMA = {
     "intermediate_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
+}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+BART = {
+    "model_type": "bart",
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 32,
 }
 GROUPS = {
     **MODEL,
@@ -67,7 +92,31 @@ GOOD: dict[str, dict[str, Any]] = {
         "max_length": 16,
         **TRAINING,
     },
+    "pretraining/masked": {
+        "model_config": BERT,
+        "tokenizer_name_or_path": "{tiny}/bart",
+        **DATA,
+        "max_length": 24,
+        "next_sentence_prediction": False,
+        **TRAINING,
+    },
+    "pretraining/denoising": {
+        "model_config": BART,
+        "tokenizer_name_or_path": "{tiny}/bart",
+        **DATA,
+        "max_length": 24,
+        **TRAINING,
+    },
+    "pretraining/translation": {
+        "model_name_or_path": "{tiny}/bart",
+        "source_tokenizer_name_or_path": "{tiny}/tokenizer",
+        "source_encoder_layers": 1,
+        **DATA,
+        "max_length": 16,
+        **TRAINING,
+    },
     "finetuning/sft": {**MODEL, **DATA, "max_length": 64, **TRAINING},
+    "finetuning/classification": {**MODEL, **DATA, "max_length": 64, **TRAINING},
     "rlhf/reward": {**MODEL, **DATA, "max_length": 64, **TRAINING},
     "rlhf/ppo": {
         **MODEL,
@@ -231,7 +280,7 @@ MODELS = [
         "peft: 'method' must name a PEFT method, not 'lorra'; did you mean 'lora'?",
         peft={"method": "lorra"},
     ),
-    sft("rank of zero", "`r` should be a positive integer", peft={"method": "lora", "r": 0}),
+    sft("rank of zero", "peft: r must be above 0, not 0", peft={"method": "lora", "r": 0}),
     sft(
         "target modules that are not there",
         "q_projection",
@@ -529,6 +578,164 @@ RLHF = [
         published=["./nowhere"],
     ),
 ]
+PROMPT = {"method": "prompt_tuning", "num_virtual_tokens": 2}
+LORA = {"method": "lora", "r": 2}
+
+
+def labelled(name: str, expected: str, **settings: Any) -> Mistake:
+    return of("finetuning/classification", name, expected, **settings)
+
+
+def split_files(train: list, test: list) -> dict[str, Any]:
+    return {"dataset_name": "./both", "files": {"both/train.jsonl": jsonl(train), "both/test.jsonl": jsonl(test)}}
+
+
+TASKS = [
+    labelled("prompt under a decoder's head", "reads the last position, which may be padding", peft=PROMPT),
+    of("rlhf/reward", "prompt under a scorer", "reads the last position, which may be padding", peft=PROMPT),
+    labelled(
+        "pseudo tokens without their method",
+        "[P] are the pseudo tokens of peft: {method: p_tuning_template}",
+        template="[P]*2 {text} it is [MASK]",
+    ),
+    labelled(
+        "prompt inside a text without a template",
+        "p_tuning_template: set template to a text with [P]",
+        peft={"method": "p_tuning_template"},
+    ),
+    labelled(
+        "one of two target modules that is not there",
+        "LlamaForSequenceClassification has no module 'query'",
+        peft={**LORA, "target_modules": ["q_proj", "query"]},
+    ),
+    labelled("rank below zero", "peft: r must be above 0, not -2", peft={**LORA, "r": -2}),
+    labelled("task type by hand", "peft: 'task_type' is the recipe's to say", peft={**LORA, "task_type": "CAUSAL_LM"}),
+    labelled("biases of a model without", "has no bias terms", peft={"method": "bitfit"}),
+    labelled(
+        "word of several tokens",
+        "verbalizer: 'incomprehensible' must be one token of the vocabulary",
+        template="{text} it is [MASK]",
+        verbalizer={"short": "incomprehensible", "long": "one"},
+    ),
+    labelled(
+        "label without a word",
+        "verbalizer: has no word for the label 'long'",
+        template="{text} it is [MASK]",
+        verbalizer={"short": "one"},
+    ),
+    labelled("gap of a decoder in the middle", "[MASK] must be last", template="it is [MASK] : {text}"),
+    labelled("two gaps", "must have one [MASK], not 2", template="{text} [MASK] [MASK]"),
+    labelled("column that the template lacks", "the data has no column 'sentence'", template="{sentence} [MASK]"),
+    labelled("words without a template", "verbalizer needs a template", verbalizer={"short": "one"}),
+    labelled("auxiliary loss without a head", "template has no head", template="{text} [MASK]", lm_coef=0.5),
+    labelled("auxiliary loss below zero", "lm_coef must be at least 0, not -0.5", lm_coef=-0.5),
+    labelled(
+        "label that training lacks",
+        "label 'medium' of the test split is not in the training split",
+        test_split_size=GONE,
+        **split_files(LABELLED, [*LABELLED[:2], {"text": "say", "label": "medium"}]),
+    ),
+    labelled(
+        "one label alone",
+        "the training split has one label only",
+        test_split_size=GONE,
+        **split_files([LABELLED[0]] * 3, LABELLED[:1]),
+    ),
+    labelled(
+        "label of nothing",
+        "column 'label': must be a word or a whole number, not None",
+        test_split_size=GONE,
+        **split_files([{"text": "a", "label": None}, *LABELLED], LABELLED[:1]),
+    ),
+    labelled("frozen base under an adapter", "a peft block trains more", freeze_base=True, peft=LORA),
+]
+PRETRAINING = [
+    of("pretraining/masked", "share of all tokens", "'mlm_probability' must lie between 0 and 1", mlm_probability=1.0),
+    of("pretraining/masked", "share below none", "'short_share' must lie between 0 and 1", short_share=-0.1),
+    of("pretraining/masked", "no duplicate", "'duplicates' must be at least 1", duplicates=0),
+    of("pretraining/masked", "rows of a few tokens", "'max_length' must be at least 8", max_length=4),
+    of("pretraining/masked", "rows beyond the positions", "longer than the model's 32 positions", max_length=64),
+    of(
+        "pretraining/masked",
+        "rows beyond RoBERTa's positions",
+        "longer than the model's 22 positions",
+        model_config={**BERT, "model_type": "roberta", "max_position_embeddings": 24},
+    ),
+    of(
+        "pretraining/masked",
+        "tokenizer without a mask",
+        "has no mask_token",
+        tokenizer_name_or_path="{tiny}/tokenizer",
+    ),
+    of(
+        "pretraining/masked",
+        "pairs without a head for them",
+        "next_sentence_prediction: roberta has no head for it",
+        next_sentence_prediction=True,
+        model_config={**BERT, "model_type": "roberta"},
+    ),
+    of(
+        "pretraining/masked",
+        "segments that are not told apart",
+        "set type_vocab_size to 2",
+        next_sentence_prediction=True,
+        model_config={**BERT, "type_vocab_size": 1},
+    ),
+    of(
+        "pretraining/masked",
+        "pairs of single sentences",
+        "no document has two sentences",
+        next_sentence_prediction=True,
+    ),
+    of("pretraining/masked", "missing probe column", "the data has no column 'topic'", probe_column="topic"),
+    of("pretraining/masked", "probe of single rows", "needs two classes of 100 training rows", probe_column="target"),
+    of("pretraining/masked", "no held-out text", "name a split for it", dataset_test_split=None),
+    of(
+        "pretraining/denoising",
+        "misspelt noise",
+        "no noise 'text_infiling'; did you mean 'text_infilling'?",
+        noise=["text_infiling"],
+    ),
+    of("pretraining/denoising", "no noise", "noise: is empty", noise=[]),
+    of(
+        "pretraining/denoising",
+        "sentences permuted last",
+        "sentence_permutation comes first",
+        noise=["text_infilling", "sentence_permutation"],
+    ),
+    of("pretraining/denoising", "noise on everything", "'noise_share' must lie between 0 and 1", noise_share=1.0),
+    of("pretraining/denoising", "spans of nothing", "'poisson_lambda' must be above 0", poisson_lambda=0.0),
+    of("pretraining/denoising", "documents beyond the positions", "exceed the model's 32 positions", max_length=64),
+    of(
+        "pretraining/denoising",
+        "decoder that is to denoise",
+        "llama",
+        model_config=LLAMA,
+    ),
+    of("pretraining/translation", "stage without a source", "stage: ", stage=2, source_tokenizer_name_or_path=GONE),
+    of(
+        "pretraining/translation",
+        "stage 1 without a source tokenizer",
+        "name the source language's tokenizer in stage 1",
+        source_tokenizer_name_or_path=GONE,
+    ),
+    of(
+        "pretraining/translation",
+        "source tokenizer that is not there",
+        "source_tokenizer_name_or_path: no folder './nowhere'",
+        source_tokenizer_name_or_path="./nowhere",
+    ),
+    of("pretraining/translation", "translator of another kind", "is a llama", model_name_or_path="{tiny}/model"),
+    of(
+        "pretraining/translation",
+        "translator from scratch",
+        "starts from a trained BART",
+        model_name_or_path=GONE,
+        model_config=BART,
+        tokenizer_name_or_path="{tiny}/bart",
+    ),
+    of("pretraining/translation", "no source encoder", "'source_encoder_layers' must be", source_encoder_layers=0),
+]
 FOLDERS = [
     sft(
         "output folder of another run",
@@ -551,7 +758,7 @@ FOLDERS = [
     sft("file in the way of a folder above", "output_dir", output_dir="out/run", files={"out": "x"}),
     sft("output folder that cannot be written", "output_dir: cannot write in /proc", output_dir="/proc/recipes"),
 ]
-MISTAKES = KEYS + YAML + MODELS + FILES + RLHF + FOLDERS
+MISTAKES = KEYS + YAML + MODELS + FILES + RLHF + TASKS + FOLDERS + PRETRAINING
 
 
 @pytest.fixture(scope="session")
@@ -601,7 +808,8 @@ def lay_out(folder: Path, mistake: Mistake, tiny: Path) -> None:
     }
     text = mistake.text if mistake.text is not None else yaml.safe_dump(located(settings, tiny), sort_keys=False)
     plain = mistake.recipe.startswith(("token", "pre"))
-    files = {"config.yaml": text, "rows.jsonl": jsonl(PLAIN if plain else CHAT), **located(mistake.files, tiny)}
+    rows = LABELLED if mistake.recipe == "finetuning/classification" else PLAIN if plain else CHAT
+    files = {"config.yaml": text, "rows.jsonl": jsonl(rows), **located(mistake.files, tiny)}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -769,6 +977,8 @@ def test_the_libraries_keep_silent_in_a_process_of_its_own(broken, tmp_path):
         "finetuning/sft",
         "rlhf/reward",
         "pretraining/causal",
+        "pretraining/masked",
+        "pretraining/denoising",
         "rlhf/ppo",
         "rlhf/dpo",
         "rlhf/kto",

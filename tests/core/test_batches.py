@@ -2,7 +2,8 @@
 
 import pytest
 
-RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward", "rlhf/dpo"]
+DENOISERS = [f"pretraining/{name}" for name in ("masked", "denoising", "translation")]
+RECIPES = ["pretraining/causal", *DENOISERS, "finetuning/sft", "rlhf/reward", "rlhf/dpo"]
 MEAN_OF_BATCHES = pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="Trainer.evaluate averages the means of batches, whatever their tokens"
 )
@@ -26,6 +27,7 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole(recipe, main, 
     "recipe",
     [
         pytest.param("pretraining/causal", marks=MEAN_OF_BATCHES),
+        *DENOISERS,
         pytest.param("finetuning/sft", marks=MEAN_OF_BATCHES),
         "rlhf/reward",
         "rlhf/dpo",

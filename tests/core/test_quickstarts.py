@@ -13,20 +13,55 @@ TWO_STEPS = [*FEW, "--max_steps", "2", "--per_device_train_batch_size", "4", "--
 BASE, SFT, REWARD, PPO = (
     f"{recipe}/quickstart" for recipe in ("pretraining/causal", "finetuning/sft", "rlhf/reward", "rlhf/ppo")
 )
+ENCODER = "pretraining/masked/quickstart"
 DPO, KTO, RLOO, GRPO = (f"rlhf/{method}/quickstart" for method in ("dpo", "kto", "rloo", "grpo"))
 PPO_FORMS = [f"{PPO}-{form}" for form in ("separate", "adapter", "ptx", "low-kl")]
 PPO_SMALL = [*TWO_STEPS, "--total_episodes", "null", "--response_length", "8"]
 GROUPS = [*TWO_STEPS, "--max_completion_length", "8"]
 COMPARED = ["--max_test_samples", "8", "--response_length", "8", "--best_of_n", "1", "2"]
+WITH_STAGES = {"adapter_fusion", "comparison", "cross_lingual", "prompt_transfer", "three_stage"}  # runs within a run
+# Tokenizers that several quickstarts start from.
+WORDPIECE, BART_TOKENS, FOREIGN_TOKENS = (
+    f"tokenization/train/{name}" for name in ("wordpiece", "bart", "second-language")
+)
+BART = "pretraining/denoising/quickstart"
+BEFORE = {name: ([], ["--vocab_size", "400", *FEW]) for name in (WORDPIECE, BART_TOKENS, FOREIGN_TOKENS)}
 # Each quickstart: what is made before it, and the flags that make it small.
 STAGES = {
     "tokenization/train/quickstart": ([], ["--vocab_size", "400", *FEW]),
     "tokenization/explain/quickstart": ([], ["--samples", "100"]),
     "tokenization/compare/quickstart": ([], ["--vocab_size", "600", "--repeats", "1", *FEW]),
     BASE: (["tokenization/train/quickstart"], TWO_STEPS),
+    ENCODER: ([WORDPIECE], [*TWO_STEPS, "--max_train_samples", "3000", "--duplicates", "1"]),
+    BART: ([BART_TOKENS], TWO_STEPS),
+    "pretraining/translation/quickstart": ([BART, FOREIGN_TOKENS], [*TWO_STEPS, "--max_length", "16"]),
+    "pretraining/translation/quickstart-stage-2": (
+        ["pretraining/translation/quickstart"],
+        [*TWO_STEPS, "--max_length", "16"],
+    ),
     SFT: ([BASE], TWO_STEPS),
     "finetuning/sft/quickstart-lora": ([BASE], TWO_STEPS),
     "finetuning/sft/quickstart-qlora": ([BASE], TWO_STEPS),
+    **{f"finetuning/{task}/quickstart": ([ENCODER], TWO_STEPS) for task in ("classification", "token_classification")},
+    "finetuning/question_answering/quickstart": ([ENCODER], TWO_STEPS),
+    "finetuning/sequence_to_sequence/quickstart": (
+        ["tokenization/train/quickstart"],
+        [*TWO_STEPS, "--max_target_length", "8"],
+    ),
+    "finetuning/three_stage/quickstart": ([ENCODER], [*TWO_STEPS, "--further_steps", "2", "--in_domain_steps", "2"]),
+    "finetuning/adapter_fusion/quickstart": ([ENCODER], [*TWO_STEPS, "--fusion_steps", "2", "--seeds", "[0]"]),
+    "finetuning/cross_lingual/quickstart": ([ENCODER], [*TWO_STEPS, "--language_steps", "2", "--seeds", "[0]"]),
+    "finetuning/prompt_transfer/quickstart": (
+        [ENCODER],
+        [*TWO_STEPS, "--target_steps", "2", "--seeds", "[0]", "--shots", "1", "--max_train_samples", "300"],
+    ),
+    "finetuning/comparison/quickstart": (
+        [ENCODER],
+        [
+            *("--methods", "[frozen, lora]", "--learning_rates", "[1.0]", "--seeds", "[0]", "--settings"),
+            "{max_steps: 2, save_steps: 2, max_train_samples: 64, max_test_samples: 16}",
+        ],
+    ),
     REWARD: ([SFT], TWO_STEPS),
     **{name: ([SFT, REWARD], PPO_SMALL) for name in (PPO, *PPO_FORMS)},
     DPO: ([SFT], TWO_STEPS),
@@ -78,7 +113,7 @@ def make(main, runs_dir, request):
     def stage(name: str) -> dict:
         result = runs_dir / name / "result.json"
         if not result.exists():
-            parents, flags = STAGES[name]
+            parents, flags = (STAGES | BEFORE)[name]
             for parent in parents:
                 stage(parent)
             recipe = name.rpartition("/")[0]
@@ -101,6 +136,10 @@ def test_it_takes_two_steps_and_leaves_a_result(name, make, runs_dir):
     folder = runs_dir / name
     if name.startswith("distributed"):
         assert (folder / "plot.png").exists()
+    elif name.split("/")[1] in WITH_STAGES:
+        stages = list(folder.glob("**/result.json"))
+        assert len(stages) > 2
+        assert all(json.loads(stage.read_text())["steps"] == 2 for stage in stages if stage.parent != folder)
     elif not name.startswith(("tokenization", "rlhf/evaluate")):
         assert result["steps"] == 2
         assert (folder / "checkpoint-2" / "complete.json").exists()

@@ -16,7 +16,12 @@ import pytest
 from recipes.core import results
 
 METHODS = ["rlhf/ppo", "rlhf/dpo", "rlhf/kto", "rlhf/rloo", "rlhf/grpo"]
-RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward", *METHODS]
+TASKS = [
+    f"finetuning/{task}"
+    for task in ("classification", "token_classification", "question_answering", "sequence_to_sequence")
+]
+DENOISERS = [f"pretraining/{name}" for name in ("masked", "denoising", "translation")]
+RECIPES = ["pretraining/causal", *DENOISERS, "finetuning/sft", *TASKS, "rlhf/reward", *METHODS]
 
 
 def die() -> None:

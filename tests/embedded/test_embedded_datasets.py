@@ -25,6 +25,17 @@ COLUMNS = {
     "instructions": ["prompt", "completion", "task"],
     "preferences": ["prompt", "chosen", "rejected", "flipped"],
     "prompts": ["prompt", "task"],
+    "topics": ["text", "label"],
+    "packages": ["text", "label"],
+    "kinds": ["text", "label"],
+    "results": ["text", "label"],
+    "summaries": ["source", "target"],
+    "questions": ["question", "context", "answers"],
+    "tags": ["words", "tags"],
+    "translations": ["source", "target"],
+    "translations-into-english": ["source", "target"],
+    "second-language": ["text", "source"],
+    "second-language-topics": ["text", "label"],
 }
 
 
@@ -44,7 +55,7 @@ def test_names_describes_what_load_can_make():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'txt'.*text, english, code, instructions, preferences, prompts"):
+    with pytest.raises(ValueError, match=r"'txt'.*text, english, code, instructions, preferences, prompts, topics"):
         load("txt")
 
 

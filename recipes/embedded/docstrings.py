@@ -1,0 +1,235 @@
+"""Tasks that the docstrings of Python's standard library pose and answer: topics and other labels, summaries, questions.
+
+Which split a docstring is in follows from the top-level class or function that it belongs to, so that no class is on both
+sides; a test text that also stands in training is dropped. The seed only orders the rows.
+"""
+
+import ast
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from recipes.embedded.text import fraction, modules
+
+TEST_SHARE = 0.15
+TOPICS = {  # what a module is about; modules that Python has dropped or may drop are left out
+    "asynchronous": ["asyncio", "selectors", "contextvars"],
+    "dates and numbers": [
+        *("_pydecimal", "calendar", "colorsys", "datetime", "_pydatetime", "fractions", "numbers", "random"),
+        "statistics",
+    ],
+    "files": [
+        *("_pyio", "bz2", "fileinput", "filecmp", "genericpath", "glob", "gzip", "lzma", "ntpath", "os", "pathlib"),
+        *("posixpath", "shutil", "stat", "tarfile", "tempfile", "zipfile"),
+    ],
+    "graphics": ["tkinter", "turtle", "turtledemo"],
+    "imports": ["importlib", "modulefinder", "pkgutil", "runpy", "zipimport", "zipapp", "venv", "ensurepip"],
+    "language": [
+        *("_collections_abc", "ast", "codeop", "collections", "copy", "dataclasses", "dis", "enum", "functools"),
+        *("inspect", "opcode", "symtable", "tokenize", "types", "typing", "abc", "contextlib", "weakref"),
+    ],
+    "logging": ["logging", "warnings", "traceback", "tracemalloc", "linecache"],
+    "mail": ["email", "imaplib", "mailbox", "poplib", "smtplib", "mimetypes", "base64", "quopri"],
+    "processes": ["_threading_local", "concurrent", "multiprocessing", "queue", "sched", "subprocess", "threading"],
+    "shell": [
+        "argparse",
+        "cmd",
+        "code",
+        "configparser",
+        "getopt",
+        "getpass",
+        "optparse",
+        "pdb",
+        "bdb",
+        "shlex",
+        "pydoc",
+    ],
+    "testing": ["doctest", "unittest", "timeit", "cProfile", "profile", "pstats", "trace"],
+    "web": [
+        *("ftplib", "html", "http", "ipaddress", "socket", "socketserver", "ssl", "urllib", "webbrowser", "wsgiref"),
+        "xmlrpc",
+    ],
+    "xml": ["xml", "plistlib", "json", "csv", "pickle", "pickletools", "shelve", "sqlite3", "dbm"],
+}
+PACKAGES = {  # a word for each
+    "asyncio": "event",
+    "email": "message",
+    "http": "request",
+    "importlib": "import",
+    "logging": "log",
+    "multiprocessing": "process",
+    "tkinter": "window",
+    "unittest": "test",
+    "xml": "element",
+}
+TOPIC_OF = {module: topic for topic, modules_ in TOPICS.items() for module in modules_}
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """The docstring of one definition.
+
+    Attributes:
+        source: `package/module.py`.
+        name: the definition's own name.
+        node: the definition.
+        owner: its source and its top-level definition, which decide the split.
+    """
+
+    source: str
+    name: str
+    node: ast.AST
+    owner: str
+    text: str
+
+    @property
+    def topic(self) -> str | None:
+        return TOPIC_OF.get(self.source.partition("/")[0].removesuffix(".py"))
+
+    @property
+    def split(self) -> str:
+        return "test" if fraction(self.owner, "docstrings") < TEST_SHARE else "train"
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """Its paragraphs, each on one line."""
+        return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", self.text)]
+
+
+def docstrings() -> Iterator[Docstring]:
+    """Yield the docstring of every class and function of the standard library."""
+    for source, _, tree in modules():
+        for node in tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                for child in ast.walk(node):
+                    if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                        text = (ast.get_docstring(child) or "").encode(errors="ignore").decode().strip()
+                        if text:
+                            yield Docstring(source, child.name, child, f"{source}:{node.name}", text)
+
+
+# ------------------------------------------------------------------------------------------------------------ the tasks
+def topics(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `text`, `label`: a docstring of at least 40 characters, and which of TOPICS its module is about.
+
+    A text that stands in modules of two topics is left out.
+    """
+    return _labelled(lambda docstring: docstring.topic, seed, "topics")
+
+
+def packages(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `text`, `label`: as topics, but the label is one of PACKAGES."""
+    return _labelled(lambda docstring: PACKAGES.get(docstring.source.partition("/")[0]), seed, "packages")
+
+
+def kinds(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `text`, `label`: a docstring, and whether it is of a class, of a function or of a method."""
+
+    def kind(docstring: Docstring) -> str:
+        if isinstance(docstring.node, ast.ClassDef):
+            return "class"
+        return "function" if docstring.owner.endswith(f":{docstring.name}") else "method"
+
+    return _labelled(kind, seed, "kinds")
+
+
+def results(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `text`, `label`: the docstring of a function, and whether it returns a value."""
+
+    def result(docstring: Docstring) -> str | None:
+        if isinstance(docstring.node, ast.ClassDef):
+            return None
+        returns = (child for child in ast.walk(docstring.node) if isinstance(child, ast.Return))
+        return "value" if any(child.value is not None for child in returns) else "none"
+
+    return _labelled(result, seed, "results")
+
+
+def _labelled(label: Callable[[Docstring], str | None], seed: int, name: str) -> dict[str, list[dict[str, str]]]:
+    """Docstrings of at least 40 characters that have a label, without those that have two."""
+    found: dict[str, list[Docstring]] = {}
+    for docstring in docstrings():
+        if label(docstring) and len(docstring.text) >= 40:
+            found.setdefault(" ".join(docstring.text.split()), []).append(docstring)
+    rows = [
+        (each[0].split, {"text": text, "label": label(each[0])})
+        for text, each in found.items()
+        if len({label(one) for one in each}) == 1
+    ]
+    return _splits(rows, seed, name, "text")
+
+
+def summaries(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `source`, `target`: a docstring without its first line, and that line, which sums it up (PEP 257)."""
+    rows = []
+    for docstring in docstrings():
+        line, *rest = docstring.paragraphs
+        body = " ".join(rest)
+        summary = 15 <= len(line) <= 100 and "\n" not in docstring.text.partition("\n\n")[0] and line[-1] != ":"
+        if summary and len(body) >= 80:
+            rows.append((docstring.split, {"source": body, "target": line}))
+    return _splits(rows, seed, "summaries", "target")
+
+
+QUESTIONS = (  # a sentence's form, what it answers, and which part is the answer
+    (re.compile(r"\bIf (?P<given>[^,.;:]{6,80}), (?P<answer>[^.;]{6,120})(?=[.;])"), "What happens if {given}?"),
+    (re.compile(r"\bReturns? (?P<answer>(?!None\b)[^.;:]{6,100})(?=[.;:])"), "What does {name} return?"),
+    (
+        re.compile(r"\b[Rr]aises? (?:an? |the )?(?P<answer>[A-Z]\w+) (?P<given>(?:if|when) [^.;,]{6,80})(?=[.;,])"),
+        "What is raised {given}?",
+    ),
+    (
+        re.compile(r"(?P<given>\w+) (?:is|are) used (?P<answer>(?:to|for|by) [^.;,]{6,80})(?=[.;,])"),
+        "What is {given} used?",
+    ),
+    (re.compile(r"\b(?P<given>\w+) defaults to (?P<answer>[\w.'\"]+\w)"), "What does {given} default to?"),
+)
+CONTEXT = 600  # characters of a question's context that are filled up with other docstrings of the module
+
+
+def questions(seed: int = 0) -> dict[str, list[dict]]:
+    """Return rows as SQuAD has them, `question`, `context`, `answers` (`text`, `answer_start`): QUESTIONS to docstrings.
+
+    A context is docstrings of one module, each after its name, up to CONTEXT characters; the answer stands in it once.
+    """
+    of_module: dict[tuple[str, str], list[Docstring]] = {}
+    for docstring in docstrings():
+        of_module.setdefault((docstring.split, docstring.source), []).append(docstring)
+    rows = []
+    for (split, source), each in of_module.items():
+        rng = random.Random(f"{source}-questions")
+        for docstring in each:
+            own = _named(docstring)
+            others = [_named(other) for other in each if other.text != docstring.text]
+            rng.shuffle(others)
+            for pattern, wording in QUESTIONS:
+                for match in pattern.finditer(own):
+                    parts = match.groupdict() | {"name": docstring.name}
+                    pieces = [own]
+                    while others and sum(map(len, pieces)) < CONTEXT:
+                        pieces.insert(rng.randint(0, len(pieces)), others.pop())
+                    context, answer = " ".join(pieces), match["answer"].strip()
+                    if context.count(answer) == 1:
+                        answers = {"text": [answer], "answer_start": [context.index(answer)]}
+                        rows.append(
+                            (split, {"question": wording.format(**parts), "context": context, "answers": answers})
+                        )
+    return _splits(rows, seed, "questions", "question")
+
+
+def _named(docstring: Docstring) -> str:
+    return f"{docstring.name}: {' '.join(docstring.text.split())}"
+
+
+def _splits(rows: list[tuple[str, dict]], seed: int, name: str, key: str) -> dict[str, list[dict]]:
+    """Sort rows into splits, each value of `key` once, in training before test, and order them by the seed."""
+    splits: dict[str, list[dict]] = {"train": [], "test": []}
+    seen: set[str] = set()
+    for split in splits:
+        for own, row in rows:
+            if own == split and row[key] not in seen:
+                seen.add(row[key])
+                splits[split].append(row)
+        random.Random(f"{seed}-{split}-{name}").shuffle(splits[split])
+    return splits
