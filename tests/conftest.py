@@ -180,7 +180,12 @@ def job(tiny, tmp_path_factory):
         "dataset_columns": {"prompt": "prompt"},
     }
     jobs = {
-        "pretraining/causal": {**scratch, "tokenizer_name_or_path": str(tiny / "tokenizer")},
+        "pretraining/causal": {
+            **scratch,
+            "tokenizer_name_or_path": str(tiny / "tokenizer"),
+            "dataset_streaming": True,
+            "num_samples": 2,
+        },
         "finetuning/sft": {**trained, "eval_on_start": True},
         "rlhf/reward": trained,
         "rlhf/dpo": {**trained, "eval_on_start": True},

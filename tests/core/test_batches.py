@@ -25,7 +25,7 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole(recipe, main, 
 @pytest.mark.parametrize(
     "recipe",
     [
-        pytest.param("pretraining/causal", marks=MEAN_OF_BATCHES),
+        "pretraining/causal",
         pytest.param("finetuning/sft", marks=MEAN_OF_BATCHES),
         "rlhf/reward",
         "rlhf/dpo",
