@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from recipes.core import DataConfig, UserError
-from recipes.core.data import READERS, READER_OPTIONS, first_bad_row, looks_local
+from recipes.core.data import READER_OPTIONS, READERS, first_bad_row, looks_local
 from recipes.core.errors import did_you_mean
 from recipes.core.files import read_json, write_json
 

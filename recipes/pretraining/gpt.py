@@ -1,4 +1,4 @@
-"""What transformers' GPT-1 and GPT-3 (as GPT-Neo) lack: documents that do not see each other, the papers' initial weights."""
+"""What GPT-1 and GPT-Neo (GPT-3) of transformers lack: documents that do not see each other, the papers' initial weights."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The Trainer of pretraining: a held-out loss that is the mean over tokens, whatever batches and processes they fall into."""
+"""The Trainer of pretraining: a held-out loss that is the mean over tokens, whatever batches and processes they are in."""
 
 from typing import Any
 

@@ -205,7 +205,7 @@ def test_a_corpus_without_a_test_split_says_what_to_do(tokenizer, tmp_path):
     from recipes.core import UserError
 
     write(tmp_path / "all.jsonl", texts(5))
-    with pytest.raises(UserError, match="test_split_size: 0.05"):
+    with pytest.raises(UserError, match=r"test_split_size: 0\.05"):
         tokens(tmp_path / "all.jsonl", tokenizer, dataset_streaming=True)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="holds no file of a known kind"):
