@@ -1,7 +1,8 @@
 """Data made on the user's machine: no download, the same rows for the same seed, a few seconds to make.
 
-load("text") is for pretraining; load("instructions"), load("preferences") and load("prompts") are three views of one
-small world of checkable instructions, for SFT, reward models and RL; its gold scorer is recipes.embedded.instructions.
+load("text") is for pretraining, load("docstrings") asks two questions about parts of it; load("instructions"),
+load("preferences") and load("prompts") are three views of one small world of checkable instructions, for SFT, reward
+models and RL; its gold scorer is recipes.embedded.instructions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # name -> (module, function that takes the seed and returns the rows of each split, description)
 _DATASETS = {
     "text": ("text", "documents", "Python's own documentation, docstrings and functions: real English, real code"),
+    "docstrings": ("docstrings", "docstring_tasks", "docstrings, each asked for its module and for its first words"),
     "instructions": (
         "instructions",
         "instructions",

@@ -26,7 +26,8 @@ class MaskedConfig(TrainingArguments):
 
     max_length: int = field(default=512, metadata={"help": "Tokens of a row with its special tokens."})
     next_sentence_prediction: bool = field(
-        default=True, metadata={"help": "Pairs of segments, half of them random (BERT); else full sentences (RoBERTa)."}
+        default=True,
+        metadata={"help": "Pairs of segments, half of them random (BERT); else full sentences (RoBERTa)."},
     )
     short_share: float = field(default=0.1, metadata={"help": "Share of documents whose pairs are cut shorter."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens to be guessed."})

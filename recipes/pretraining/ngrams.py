@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 from recipes.pretraining.corpus import TokenFile
 
@@ -12,7 +14,11 @@ MOST_TESTED = 2**22
 
 
 def ngram_losses(
-    train: np.ndarray | TokenFile, test: np.ndarray | TokenFile, vocab_size: int, most: int | None = None
+    train: np.ndarray | TokenFile,
+    test: np.ndarray | TokenFile,
+    vocab_size: int,
+    most: int | None = None,
+    places: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Mean negative log-likelihood (nats a token) of `test`, of its first four million tokens, under counts of `train`.
 
@@ -23,27 +29,26 @@ def ngram_losses(
         train, test: token ids, [n].
         vocab_size: number of ids.
         most: count only so many tokens of `train`, from the first on.
+        places: the tokens of `test` whose loss is asked for, [n], bool; the two first never count.
     """
     test, length = test[:MOST_TESTED], min(len(train), most or len(train))
     counts = partial(_counts, train, length, vocab_size)
     unigram = (counts(test[2:], 1) + 1.0) / (length + vocab_size)
     bigram, trigram = (_conditional(counts, test, order, vocab_size) for order in (2, 3))
     parts = np.stack([unigram, bigram[1:], trigram])
-    return {
-        "unigram": float(-np.log(unigram).mean()),
-        "bigram": _interpolated(parts[:2]),
-        "trigram": _interpolated(parts),
-    }
+    places = np.ones(len(unigram), bool) if places is None else places[: len(test)][2:]
+    names = ("unigram", "bigram", "trigram")
+    return {name: float(-np.log(_mixed(parts[:models])[places]).mean()) for models, name in enumerate(names, 1)}
 
 
-def _interpolated(parts: np.ndarray) -> float:
-    """Loss of the mixture of conditional probabilities, [models, n], with the best weights on the first half."""
+def _mixed(parts: np.ndarray) -> np.ndarray:
+    """The mixture, [n], of conditional probabilities, [models, n], with the best weights on the first half."""
     weights = np.full(len(parts), 1 / len(parts))
     tuning = parts[:, : parts.shape[1] // 2]
     for _ in range(10):
         share = weights[:, None] * tuning
         weights = (share / share.sum(0)).mean(1)
-    return float(-np.log(weights @ parts).mean())
+    return weights @ parts
 
 
 def _conditional(counts: Callable[..., np.ndarray], test: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
@@ -68,3 +73,15 @@ def _counts(train: np.ndarray | TokenFile, length: int, vocab_size: int, wanted:
         near = np.searchsorted(values, keys).clip(max=len(values) - 1)
         found += np.bincount(near[values[near] == keys], minlength=len(values))
     return found[place]
+
+
+def label_stream(rows: Dataset, collator: Callable[[list], dict[str, torch.Tensor]], most: int) -> np.ndarray:
+    """What is to be written for each row, one after another, at most about `most` tokens: what n-grams of it count."""
+    parts, count = [], 0
+    for begin in range(0, len(rows), 64):
+        labels = collator([rows[row] for row in range(begin, min(begin + 64, len(rows)))])["labels"]
+        parts.append(labels[labels != -100].numpy())
+        count += len(parts[-1])
+        if count >= most:
+            break
+    return np.concatenate(parts)

@@ -52,13 +52,15 @@ def is_whole(trainer: Trainer) -> bool:
     return not trainer.is_fsdp_enabled and (plugin is None or plugin.zero_stage < 3)
 
 
-def write_samples(run: Run, sections: dict[str, list[tuple[str, str]]]) -> None:
-    """`samples.md`: under each heading, pairs of what the model was given and what it made of it."""
+def write_samples(run: Run, sections: dict[str, list[tuple[str, ...]]]) -> None:
+    """`samples.md`: under each heading what the model was given, what it made of it and, where known, what was right."""
     lines = [f"# {run.name}", ""]
-    for heading, pairs in sections.items():
+    for heading, rows in sections.items():
         lines += [f"## {heading}", ""]
-        for given, made in pairs:
-            lines += ["Given:", "", *_quoted(given), "", "Made:", "", *_quoted(made), ""]
+        for row in rows:
+            for name, text in zip(("Given:", "Made:", "Right:"), row):
+                lines += [name, "", *_quoted(text), ""]
+            lines += ["---", ""]
     run.write("samples.md", "\n".join(lines))
 
 

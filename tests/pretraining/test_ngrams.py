@@ -62,6 +62,16 @@ def test_a_file_and_only_the_first_tokens_of_it(tmp_path, monkeypatch):
         assert ngram_losses(file, test, 9, most) == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_loss_of_some_places():
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 5, 300), rng.integers(0, 5, 80)
+    places = rng.random(80) < 0.3
+    one, rest = (ngram_losses(train, test, 5, places=each) for each in (places, ~places))
+    share = places[2:].mean()
+    for name, loss in ngram_losses(train, test, 5).items():
+        assert share * one[name] + (1 - share) * rest[name] == pytest.approx(loss)
+
+
 def test_a_large_vocabulary_does_not_overflow():
     train = np.array([31_999, 31_998, 31_997, 31_996] * 20, dtype=np.int32)
     assert ngram_losses(train, train[:20], 32_000) == pytest.approx(
