@@ -30,7 +30,7 @@ class InfillingConfig(TrainingArguments):
         default=0.0, metadata={"help": "Share of the rows that lose whole sentences ([sMASK]); the rest, short spans."}
     )
     document_share: float = field(
-        default=0.0, metadata={"help": "Share of the rows that lose half to all of their text, at its end ([gMASK])."}
+        default=0.0, metadata={"help": "Share of the rows that lose one span of half to all of their text ([gMASK])."}
     )
     ngram_tokens: int = field(
         default=2_000_000, metadata={"help": "Training targets that the n-gram baselines count."}

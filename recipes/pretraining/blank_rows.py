@@ -1,4 +1,4 @@
-"""Rows of GLM: runs of sentences whose spans, sentences or end are cut out, drawn anew in each epoch.
+"""Rows of GLM: runs of sentences of which spans, sentences or most is cut out, drawn anew in each epoch.
 
 Paper: Du et al. 2022, GLM, arXiv 2103.10360, section 2.1.
 """
@@ -21,7 +21,7 @@ from recipes.pretraining.blanks import (
     Spans,
     allowed_attention,
     cut_blanks,
-    cut_end,
+    cut_document,
     cut_sentences,
     infilling,
 )
@@ -35,7 +35,7 @@ class InfillingRows(torch.utils.data.Dataset):
 
     Args:
         max_length: tokens of a row before anything is cut out of it.
-        shares: of the variants: short blanks, whole sentences, the document's end.
+        shares: of the variants: short blanks, whole sentences, most of the document.
     """
 
     def __init__(self, corpus: Corpus, max_length: int, shares: list[float], split: int = 0, seed: int = 0):
@@ -85,10 +85,10 @@ class InfillingCollator:
         lengths = np.asarray([len(row["input_ids"]) for row in rows])
         shape = (len(rows), int(lengths.max()))
         tokens, sentences = np.zeros(shape, dtype=np.int64), np.full(shape, -1)
-        numbers, ends = np.zeros((shape[0], 4, shape[1])), np.zeros(shape[0])
+        numbers, ends = np.zeros((shape[0], 4, shape[1])), np.zeros((shape[0], 3))
         for place, row in enumerate(rows):
             drawn = np.random.default_rng((self.seed, *row["draw"], 2))
-            ends[place] = drawn.random()
+            ends[place] = drawn.random(3)
             numbers[place, :, : lengths[place]] = drawn.random((4, lengths[place]))
             tokens[place, : lengths[place]] = row["input_ids"]
             sentences[place, : lengths[place]] = row["sentences"]
@@ -96,7 +96,7 @@ class InfillingCollator:
         each = {
             BLANKS: cut_blanks(lengths, numbers[:, :2]),
             SENTENCES: cut_sentences(sentences, numbers[:, 2]),
-            DOCUMENT: cut_end(lengths, ends, shape[1]),
+            DOCUMENT: cut_document(lengths, ends, shape[1]),
         }
         chosen = [
             np.select([variant[:, None] == kind for kind in each], [getattr(spans, name) for spans in each.values()])

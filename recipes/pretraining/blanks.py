@@ -89,17 +89,22 @@ def cut_sentences(sentences: np.ndarray, numbers: np.ndarray, share: float = SHA
     return Spans(cut, begins)
 
 
-def cut_end(lengths: np.ndarray, numbers: np.ndarray, longest: int) -> Spans:
-    """One span from a place on to the end, of 50 % to 100 % of the tokens, each length equally likely.
+def cut_document(lengths: np.ndarray, numbers: np.ndarray, longest: int) -> Spans:
+    """One span of 50 % to 100 % of the tokens, each length equally likely: at the end, or half of the times anywhere.
+
+    The paper does not say where the span lies; half and half is what its release does.
 
     Args:
-        numbers: uniform random numbers, [rows].
+        numbers: uniform random numbers, [rows, 3].
         longest: columns of the result.
     """
     least = np.maximum(1, (lengths + 1) // 2)
-    size = least + np.floor(numbers * (lengths - least + 1)).astype(np.int64)
-    places, begin, end = np.arange(longest), (lengths - size)[:, None], lengths[:, None]
-    return Spans((places >= begin) & (places < end), np.broadcast_to(places, (len(lengths), longest)) == begin)
+    size = least + np.floor(numbers[:, 0] * (lengths - least + 1)).astype(np.int64)
+    anywhere = np.floor(numbers[:, 2] * (lengths - size + 1)).astype(np.int64)
+    begin = np.where(numbers[:, 1] < 0.5, lengths - size, anywhere)[:, None]
+    places = np.arange(longest)
+    cut = (places >= begin) & (places < begin + size[:, None])
+    return Spans(cut, np.broadcast_to(places, cut.shape) == begin)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from recipes.pretraining.blanks import (
     Spans,
     allowed_attention,
     cut_blanks,
-    cut_end,
+    cut_document,
     cut_sentences,
     infilling,
     poisson_lengths,
@@ -95,7 +95,7 @@ def test_rows_are_those_of_a_loop_over_tokens(variant):
         numbers -= numbers[:, :1]
         spans = cut_sentences(np.where(np.arange(length) < lengths[:, None], numbers, -1), rng.random((rows, length)))
     else:
-        spans = cut_end(lengths, rng.random(rows), length)
+        spans = cut_document(lengths, rng.random((rows, 3)), length)
     order, marks = rng.random((rows, length)), rng.integers(4, 7, rows)
     made = infilling(tokens, lengths, spans, order, marks, START, END, PAD)
     fillers = {"tokens": PAD, "labels": IGNORED, "positions": 0, "inside": 0}
@@ -185,15 +185,19 @@ def test_sentences_are_cut_out_whole_until_they_hold_fifteen_percent():
         assert spans.begins[row].sum() == len(taken)
 
 
-def test_half_to_all_of_a_document_is_its_end():
+def test_half_to_all_of_a_document_at_its_end_or_anywhere():
     rng = np.random.default_rng(5)
     for length in (1, 2, 9, 10):
-        spans = cut_end(np.full(8000, length), rng.random(8000), 12)
+        spans = cut_document(np.full(8000, length), rng.random((8000, 3)), 12)
         sizes = spans.cut.sum(1)
         possible = range(max(1, (length + 1) // 2), length + 1)
         assert set(sizes.tolist()) == set(possible)
         share = 1 / len(possible)
         for size in possible:
             assert abs((sizes == size).mean() - share) <= 4.5 * (share * (1 - share) / 8000) ** 0.5
-        assert spans.cut[:, length - 1].all() and not spans.cut[:, length:].any()
+            ends = spans.cut[sizes == size, length - 1]
+            at_end = 0.5 + 0.5 / (length - size + 1)
+            assert abs(ends.mean() - at_end) <= 4.5 * (at_end * (1 - at_end) / len(ends)) ** 0.5
+        assert not spans.cut[:, length:].any()
         assert (spans.begins.sum(1) == 1).all()
+        assert all(len(spans_of(*pair)) == 1 for pair in zip(spans.cut[:200], spans.begins[:200]))
