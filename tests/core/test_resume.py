@@ -16,7 +16,8 @@ import pytest
 from recipes.core import results
 
 METHODS = ["rlhf/ppo", "rlhf/dpo", "rlhf/kto", "rlhf/rloo", "rlhf/grpo"]
-RECIPES = ["pretraining/causal", "finetuning/sft", "rlhf/reward", *METHODS]
+OBJECTIVES = [f"pretraining/{name}" for name in ("span_corruption", "text_to_text", "unified", "blank_infilling")]
+RECIPES = ["pretraining/causal", *OBJECTIVES, "finetuning/sft", "rlhf/reward", *METHODS]
 
 
 def die() -> None:
