@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # name -> (module, function that takes the seed and returns the rows of each split, description)
 _DATASETS = {
     "text": ("text", "documents", "Python's own documentation, docstrings and functions: real English, real code"),
+    "english": ("text", "english", "the English half of text: documentation and docstrings"),
+    "code": ("text", "code", "the other half of text: functions of Python's library"),
     "docstrings": ("docstrings", "docstring_tasks", "docstrings, each asked for its module and for its first words"),
     "instructions": (
         "instructions",

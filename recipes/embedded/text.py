@@ -46,6 +46,21 @@ def documents(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     return splits
 
 
+def english(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """The documents that are English: manual and docstrings, in which examples of code occur."""
+    return {split: [row for row in rows if not _is_code(row["text"])] for split, rows in documents(seed).items()}
+
+
+def code(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """The documents that are code: functions without their docstrings."""
+    return {split: [row for row in rows if _is_code(row["text"])] for split, rows in documents(seed).items()}
+
+
+def _is_code(text: str) -> bool:
+    """Whether a document is a function; all of these begin with their `def`, and no docstring of the library does."""
+    return text.startswith(("def ", "async def "))
+
+
 def _topics() -> Iterator[tuple[str, str]]:
     """Yield (source, text) of the reference manual's topics, those that help() shows."""
     try:

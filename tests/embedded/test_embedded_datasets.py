@@ -21,6 +21,8 @@ ROOT = Path(recipes.__file__).parents[1]
 MAKERS = [documents, instructions, preferences, prompts]
 COLUMNS = {
     "text": ["text", "source"],
+    "english": ["text", "source"],
+    "code": ["text", "source"],
     "docstrings": ["task", "prompt", "completion"],
     "instructions": ["prompt", "completion", "task"],
     "preferences": ["prompt", "chosen", "rejected", "flipped"],
@@ -44,7 +46,7 @@ def test_names_describes_what_load_can_make():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'txt'.*text, docstrings, instructions, preferences, prompts"):
+    with pytest.raises(ValueError, match=r"'txt'.*text, english, code, docstrings, instructions, preferences, prompts"):
         load("txt")
 
 

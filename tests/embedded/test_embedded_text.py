@@ -1,5 +1,6 @@
 """The corpus of text: what is read, what is skipped, and that no test document is part of the training text."""
 
+import ast
 import subprocess
 import sys
 import sysconfig
@@ -37,6 +38,17 @@ def test_there_is_enough_of_both(corpus):
     sources = {row["source"] for row in rows(corpus)}
     assert "json/decoder.py" in sources
     assert len([source for source in sources if source.startswith("topics/")]) > 50
+
+
+def test_english_and_code_are_the_two_halves(corpus):
+    english, code = text.english(), text.code()
+    for split in corpus:
+        assert sorted([*english[split], *code[split]], key=str) == sorted(corpus[split], key=str)
+    for row in rows(code):
+        (function,) = ast.parse(row["text"]).body
+        assert isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        assert ast.get_docstring(function) is None
+    assert min(sum(len(row["text"]) for row in rows(half)) for half in (english, code)) > 1_000_000
 
 
 def test_documents_are_distinct_and_long_enough(corpus):
