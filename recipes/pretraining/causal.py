@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from recipes.core import ModelConfig, Run, recipe
 from recipes.pretraining.corpus import CorpusConfig
-from recipes.pretraining.gpt import initialize, keep_documents_apart
+from recipes.pretraining.gpt import check_length, initialize, keep_documents_apart
 from recipes.pretraining.ngrams import ngram_losses
 from recipes.pretraining.packing import PackedDataset, collate
 from recipes.pretraining.samples import continuations, is_whole, prompts_from, write_samples
@@ -36,6 +36,7 @@ class CausalConfig(TrainingArguments):
 @recipe
 def main(run: Run, model: ModelConfig, data: CorpusConfig, training: CausalConfig) -> None:
     tokenizer, language_model = model.load_causal_lm()
+    check_length(language_model, training.max_length)
     tokens = data.tokens(tokenizer, separator=tokenizer.eos_token_id)
     rows = {name: PackedDataset(each, training.max_length, tokenizer.eos_token_id) for name, each in tokens.items()}
     keep_documents_apart(language_model)

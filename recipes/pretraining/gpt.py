@@ -11,6 +11,13 @@ from transformers.masking_utils import find_packed_sequence_indices
 from recipes.core import UserError
 
 
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Raise a UserError if rows are longer than the model has positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and max_length > positions:
+        raise UserError(f"max_length: rows of {max_length} tokens are longer than the model's {positions} positions")
+
+
 def keep_documents_apart(model: PreTrainedModel) -> None:
     """Have a model attend only inside the documents that its `position_ids` count, and make sure that it does.
 

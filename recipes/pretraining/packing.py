@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from recipes.core import UserError
 from recipes.pretraining.corpus import Tokens
 
 
@@ -13,10 +14,15 @@ class PackedDataset(torch.utils.data.Dataset):
     from which transformers derives attention that stays inside a document. The first token of a document has no label
     (-100): nothing before it belongs to it, so the loss is that of the documents fed one by one. A document that is
     cut goes on in the next row as if it began there.
+
+    Raises:
+        UserError: the documents do not fill one row.
     """
 
     def __init__(self, tokens: Tokens, length: int, eos_token_id: int):
         self.ids, self.length, self.eos_token_id = tokens.ids, length, eos_token_id
+        if len(self) == 0:
+            raise UserError(f"max_length: the {len(self.ids)} tokens of a split do not fill one row of {length}")
 
     def __len__(self) -> int:
         return len(self.ids) // self.length

@@ -11,8 +11,12 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 
 # How many configs each recipe has. A config that disappears is noticed here; after adding one, put the new number in.
 COUNTS = {
-    "tokenization/train": 2,
-    "pretraining/causal": 2,
+    "tokenization/train": 6,
+    "pretraining/blank_infilling": 2,
+    "pretraining/causal": 13,
+    "pretraining/span_corruption": 2,
+    "pretraining/text_to_text": 2,
+    "pretraining/unified": 2,
     "finetuning/sft": 6,
     "rlhf/dpo": 3,
     "rlhf/evaluate": 5,

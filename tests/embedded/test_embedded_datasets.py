@@ -46,7 +46,9 @@ def test_names_describes_what_load_can_make():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'txt'.*text, english, code, docstrings, instructions, preferences, prompts"):
+    with pytest.raises(
+        ValueError, match=r"'txt'.*text, english, code, docstrings, instructions, preferences, prompts"
+    ):
         load("txt")
 
 

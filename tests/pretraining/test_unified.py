@@ -104,17 +104,15 @@ def test_the_cloze_is_that_of_a_loop_over_places(length, share, ngrams):
 
 def test_fifteen_percent_of_the_tokens_and_a_fifth_of_the_times_two_or_three():
     rng = np.random.default_rng(0)
-    rows, length = 4000, 400
-    chosen = choose_ngrams(np.ones((rows, length), bool), rng.random((rows, 2, length)))
-    assert (chosen.sum(1) == 60).all()
-    alone = choose_ngrams(np.ones((rows, length), bool), rng.random((rows, 2, length)), ngrams=0.0)
-    # Neighbours of a hidden token are hidden more often than by chance: a token's right neighbour is so if the token
-    # began a two (with 1/10) or three (with 1/10), or was the second of a three, or by chance.
-    together, by_chance = ((each[:, :-1] & each[:, 1:]).mean() for each in (chosen, alone))
-    assert by_chance == pytest.approx(0.15 * 59 / 399, rel=0.02)
-    per_time = 0.8 + 0.1 * 2 + 0.1 * 3  # tokens a time
-    times = 0.15 / per_time
-    assert together == pytest.approx(times * (0.1 + 0.1 * 2) + 0.15**2, rel=0.06)
+    whole = choose_ngrams(np.ones((2000, 400), bool), rng.random((2000, 2, 400)))
+    assert (whole.sum(1) == 60).all()
+    # Few enough that two n-grams seldom touch: how long are the runs of hidden tokens?
+    few = choose_ngrams(np.ones((2000, 2000), bool), rng.random((2000, 2, 2000)), share=0.01)
+    edges = np.flatnonzero(np.diff(np.pad(few, ((0, 0), (1, 1))).astype(int).ravel()))
+    lengths = edges[1::2] - edges[::2]
+    for length, share in ((1, 0.8), (2, 0.1), (3, 0.1)):
+        assert (lengths == length).mean() == pytest.approx(share, abs=0.02)
+    assert (lengths > 3).mean() < 0.02
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
