@@ -23,9 +23,10 @@ def fill(
 
     Args:
         part_a: token ids with marks.
-        max_new_tokens: of each span.
+        max_new_tokens: of each span; or fewer, where the model's second positions end.
         top_p: a token is drawn from the likeliest that hold this share; 0 takes the likeliest.
     """
+    max_new_tokens = min(max_new_tokens, model.config.type_vocab_size - 2)
     at = [place for place, token in enumerate(part_a) if token in collator.marks]
     spans: list[list[int]] = []
     for _ in at:

@@ -56,8 +56,7 @@ def _give_blocks_the_mask(transformer: nn.Module) -> None:
             held["mask"] = apart.float().masked_fill(apart, torch.finfo(torch.float32).min)
 
     def hand_over(module, args):
-        hidden_states, mask, *rest = args
-        return (hidden_states, mask if held["mask"] is None else held["mask"], *rest)
+        return None if held["mask"] is None else (args[0], held["mask"], *args[2:])
 
     transformer.register_forward_pre_hook(make, with_kwargs=True)
     for block in transformer.h:

@@ -56,6 +56,11 @@ class MaskedTrainer(Trainer):
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedSampler(self.train_dataset.lengths, rows, self.args.seed)
 
+    def _get_eval_sampler(self, eval_dataset):
+        return torch.utils.data.SequentialSampler(
+            eval_dataset
+        )  # Trainer's would group them too, and measure each first
+
     def _keep_supervised(self, encoder: torch.nn.Module, inputs: Any, output: Any) -> Any:
         """The last hidden states at the supervised positions, [1, n, width]; the head sees nothing else."""
         if self.supervised is not None:

@@ -76,8 +76,10 @@ def write_on(
 
     Args:
         ids: `[CLS]` and a text's beginning, or `[CLS] first segment [SEP]` of a pair.
+        max_new_tokens: or fewer, where the model's positions end.
     """
     written: list[int] = []
+    max_new_tokens = min(max_new_tokens, model.config.max_position_embeddings - len(ids) - 1)
     hidden = [collator.begin, collator.pad, collator.mask]
     while len(written) < max_new_tokens:
         row = [*ids, *written, collator.mask]

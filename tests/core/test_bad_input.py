@@ -443,7 +443,9 @@ OBJECTIVES = [
     ),
     of("pretraining/causal", "texts shorter than a row", "of a split do not fill one row of 900", max_length=900),
     of(T5_SPANS, "tokenizer without sentinels", "the tokenizer has 0 sentinels", tokenizer_kwargs=GONE),
-    of(T5_SPANS, "more spans than sentinels", "has 3 sentinels (<extra_id_0>, …) and a row has up to", input_length=64),
+    of(
+        T5_SPANS, "more spans than sentinels", "has 3 sentinels (<extra_id_0>, …) and a row has up to", input_length=64
+    ),
     of(T5_SPANS, "noise of one whole", "'noise_density' must lie between 0 and 1, not 1.0", noise_density=1.0),
     of(T5_SPANS, "spans of nothing", "'mean_noise_span_length' must be at least 1", mean_noise_span_length=0.5),
     of(T5_SPANS, "input of one token", "input_length: 1 tokens hold no text", input_length=1),
@@ -452,7 +454,7 @@ OBJECTIVES = [
     of(T5_TASKS, "limit of zero", "'mixing_limit' must be above 0, not 0", mixing_limit=0),
     of(T5_TASKS, "answers of one token", "'max_target_length' must be at least 2, not 1", max_target_length=1),
     of(T5_TASKS, "rows without a task", "needs the columns 'task' + 'prompt' + 'completion'", dataset_columns=GONE),
-    of(UNILM, "tokenizer without a mask", "has no cls_token; set tokenizer_kwargs", tokenizer_kwargs=GONE),
+    of(UNILM, "tokenizer without a mask", "has no mask_token; set tokenizer_kwargs", tokenizer_kwargs=GONE),
     of(UNILM, "rows longer than UniLM's positions", "max_length: rows of 64 tokens are longer", max_length=64),
     of(UNILM, "rows for nothing", "'max_length' must be at least 8, not 4", max_length=4),
     of(UNILM, "no held-out text for UniLM", "name a split for it", dataset_test_split=None, test_split_size=GONE),

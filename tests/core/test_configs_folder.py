@@ -11,6 +11,8 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 
 # How many configs each recipe has. A config that disappears is noticed here; after adding one, put the new number in.
 COUNTS = {
+    "tokenization/compare": 3,
+    "tokenization/explain": 2,
     "tokenization/train": 6,
     "pretraining/blank_infilling": 2,
     "pretraining/causal": 13,

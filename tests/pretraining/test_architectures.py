@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-import yaml
+
+from recipes.core.config import nest, read_yaml
 
 SMALL = ["gpt1", "gpt2", "gpt3-banded", "llama1", "llama2"]
 REAL = ["gpt1-117m", "gpt2-124m", "gpt3-125m", "llama1-7b", "llama-1b"]
@@ -13,7 +14,7 @@ REAL = ["gpt1-117m", "gpt2-124m", "gpt3-125m", "llama1-7b", "llama-1b"]
 @pytest.fixture
 def settings(root):
     def read(name: str) -> dict:
-        return yaml.safe_load((root / "configs/pretraining/causal" / f"{name}.yaml").read_text())
+        return nest(read_yaml(root / "configs/pretraining/causal" / f"{name}.yaml")[0])
 
     return read
 
@@ -29,7 +30,7 @@ def build(settings, tiny):
         _, made = ModelConfig(
             model_config=asked["model_config"] | changes,
             tokenizer_name_or_path=str(tiny / "tokenizer"),
-            attn_implementation=asked["attn_implementation"].split()[0] if "attn_implementation" in asked else None,
+            attn_implementation=asked["attn_implementation"],
         ).load_causal_lm()
         keep_documents_apart(made)
         initialize(made)
@@ -156,9 +157,9 @@ def test_the_rate_falls_to_nothing_for_gpt1_and_to_a_tenth_for_the_others(name, 
     from transformers import get_scheduler
 
     asked = settings(name)
-    rate, steps = float(asked["learning_rate"]), asked.get("max_steps", 20_000)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
-    kwargs = {key: float(value) for key, value in (asked.get("lr_scheduler_kwargs") or {}).items()}
+    steps = asked.get("max_steps", 20_000)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=asked["learning_rate"])
+    kwargs = asked.get("lr_scheduler_kwargs")
     schedule = get_scheduler(asked["lr_scheduler_type"], optimizer, asked["warmup_steps"], steps, kwargs)
     shape = schedule.lr_lambdas[0]
     assert shape(0) < 1e-3
