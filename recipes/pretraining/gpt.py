@@ -59,6 +59,7 @@ def _give_blocks_the_mask(transformer: nn.Module) -> None:
         return None if held["mask"] is None else (args[0], held["mask"], *args[2:])
 
     transformer.register_forward_pre_hook(make, with_kwargs=True)
+    transformer.register_forward_hook(lambda *_: held.update(mask=None), always_call=True)
     for block in transformer.h:
         block.register_forward_pre_hook(hand_over)
 
