@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -178,6 +179,63 @@ def trainer_of(main, tmp_path, monkeypatch):
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
+def denoising_jobs(tokenizer: str) -> dict[str, dict]:
+    """Those that build an encoder or an encoder-decoder, whose special tokens the tiny tokenizer is given."""
+    t5 = {
+        "model_type": "t5",
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 1,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
+    }
+    encoder = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    marks = ["[MASK]", "[sMASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"]
+    return {
+        "pretraining/span_corruption": {
+            "model_config": t5,
+            "tokenizer_name_or_path": tokenizer,
+            "tokenizer_kwargs": {"extra_special_tokens": [f"<extra_id_{number}>" for number in range(9)]},
+            "input_length": 24,
+            "dataset_streaming": True,
+            "num_samples": 2,
+        },
+        "pretraining/text_to_text": {
+            "model_config": t5,
+            "tokenizer_name_or_path": tokenizer,
+            "dataset_columns": {"prompt": "question", "completion": "answer"},
+            "max_source_length": 32,
+            "max_target_length": 8,
+            "num_samples": 2,
+        },
+        "pretraining/unified": {
+            "model_config": {"model_type": "bert", **encoder, "type_vocab_size": 6},
+            "tokenizer_name_or_path": tokenizer,
+            "tokenizer_kwargs": {"cls_token": "<|user|>", "sep_token": "<|assistant|>", "mask_token": "<|system|>"},
+            "max_length": 24,
+            "num_samples": 2,
+        },
+        "pretraining/blank_infilling": {
+            "model_config": {"model_type": "roberta-prelayernorm", **encoder, "type_vocab_size": 40},
+            "tokenizer_name_or_path": tokenizer,
+            "tokenizer_kwargs": {"extra_special_tokens": marks},
+            "max_length": 24,
+            "sentence_share": 0.25,
+            "document_share": 0.25,
+            "num_samples": 2,
+        },
+    }
+
+
 @pytest.fixture(scope="session")
 def job(tiny, tmp_path_factory):
     """`job("finetuning/sft", "runs")`: the command line of a run whose folder is `runs/job`."""
@@ -189,9 +247,11 @@ def job(tiny, tmp_path_factory):
             "chosen": [{"role": "assistant", "content": f"{first} and {second}"}],
             "rejected": [{"role": "assistant", "content": f"{second} please"}],
             "text": f"say {first} {second} and then. {second} {first} please thank you",
+            "task": ["first", "second"][number % 2],
+            "question": f"{first} {second}",
+            "answer": [first, second][number % 2],
         }
-        for first in WORDS
-        for second in WORDS[:4]
+        for number, (first, second) in enumerate(itertools.product(WORDS, WORDS[:4]))
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = [
@@ -249,7 +309,12 @@ def job(tiny, tmp_path_factory):
         "dataset_columns": {"prompt": "prompt"},
     }
     jobs = {
-        "pretraining/causal": {**scratch, "tokenizer_name_or_path": str(tiny / "tokenizer")},
+        "pretraining/causal": {
+            **scratch,
+            "tokenizer_name_or_path": str(tiny / "tokenizer"),
+            "dataset_streaming": True,
+            "num_samples": 2,
+        },
         "pretraining/masked": {
             "model_config": {"model_type": "bert", **BERT},
             "tokenizer_name_or_path": str(tiny / "bart"),
@@ -272,6 +337,7 @@ def job(tiny, tmp_path_factory):
             "dataset_name": str(folder / "tasks.jsonl"),
             "max_length": 16,
         },
+        **denoising_jobs(str(tiny / "tokenizer")),
         "finetuning/sft": {**trained, "eval_on_start": True},
         "finetuning/classification": task,
         "finetuning/token_classification": task,

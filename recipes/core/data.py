@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+READER_OPTIONS = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": "paragraph"}}  # of the readers
 TEXT_OR_MESSAGES = ("prompt", "completion", "chosen", "rejected")
 TEXT = ("text", "text_pair", "source", "target", "question", "context")
 
@@ -66,7 +67,7 @@ class DataConfig:
                         f"dataset_name: no dataset '{name}'"
                         + did_you_mean(name, ["embedded/" + known for known in embedded.names()])
                     )
-            elif _looks_local(name) and not Path(name).exists():
+            elif looks_local(name) and not Path(name).exists():
                 hint = " (environment variables are not expanded)" if "$" in name else ""
                 raise UserError(f"dataset_name: no file or folder '{name}'{hint}")
 
@@ -105,7 +106,7 @@ class DataConfig:
             from recipes import embedded
 
             source = embedded.load(name.removeprefix("embedded/"), seed=self.dataset_seed)
-        elif _looks_local(name):
+        elif looks_local(name):
             source = _load_local(Path(name))
         else:
             from datasets import load_dataset
@@ -178,7 +179,7 @@ def _check_column(where: str, dataset: "Dataset", column: str) -> None:
             raise UserError(f"{where} row {row}, column '{column}': is empty")
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~", "$")) or Path(name).suffix in READERS
 
 
@@ -209,18 +210,16 @@ def _read(file: Path) -> "Dataset":
 
     if not file.stat().st_size:
         raise UserError(f"{file}: is empty")
-    options: dict[str, Any] = {"sep": "\t"} if file.suffix == ".tsv" else {}
-    if file.suffix == ".txt":
-        options = {"sample_by": "paragraph"}
+    options = READER_OPTIONS.get(file.suffix, {})
     try:
         dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
         dataset.data.table.validate(full=True)  # the JSON reader lets bytes pass that are not UTF-8
         return dataset
     except Exception as error:  # pyarrow, pandas and datasets raise many kinds and seldom name the row
-        raise UserError(_first_bad_row(file) or f"{file}: {error.__cause__ or error}") from None
+        raise UserError(first_bad_row(file) or f"{file}: {error.__cause__ or error}") from None
 
 
-def _first_bad_row(file: Path) -> str | None:
+def first_bad_row(file: Path) -> str | None:
     """What is wrong with the first row of a text file that a reader refused, or None if nothing is found."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()

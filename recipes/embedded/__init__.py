@@ -2,8 +2,9 @@
 
 load("text") is for pretraining; load("instructions"), load("preferences") and load("prompts") are three views of one
 small world of checkable instructions, for SFT, reward models and RL; its gold scorer is recipes.embedded.instructions.
-load("topics"), load("summaries"), load("questions") and load("tags") are tasks that Python's own documentation poses;
-load("translations") and the two that begin with "second-language" are of a second language made from English.
+load("docstrings") mixes two tasks over the same texts. load("topics"), load("summaries"), load("questions") and
+load("tags") are tasks that Python's own documentation poses; load("translations") and the two that begin with
+"second-language" are of a second language made from English.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _DATASETS = {
     "text": ("text", "documents", "Python's own documentation, docstrings and functions: real English, real code"),
     "english": ("text", "english", "the English half of text: documentation and docstrings"),
     "code": ("text", "code", "the other half of text: functions of Python's library"),
+    "docstrings": ("docstring_mixture", "docstring_tasks", "docstrings, each asked for its module and first words"),
     "instructions": (
         "instructions",
         "instructions",

@@ -2,41 +2,47 @@
 
 import numpy as np
 import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+
+from recipes.core import UserError
+from recipes.pretraining.corpus import Tokens
 
 
 class PackedDataset(torch.utils.data.Dataset):
     """Rows of `length` tokens cut from all documents joined, each document ended by EOS.
 
-    An item holds `input_ids`, `position_ids` and `labels`, each [length], int64. Positions start anew with each
-    document, from which transformers derives attention that stays inside it. The first token of a document has no
-    label (-100): nothing before it belongs to it, so the loss is that of the documents fed one by one.
+    An item holds `input_ids`, `position_ids` and `labels`, each [length], int64. Positions start anew after each EOS,
+    from which transformers derives attention that stays inside a document. The first token of a document has no label
+    (-100): nothing before it belongs to it, so the loss is that of the documents fed one by one. A document that is
+    cut goes on in the next row as if it began there.
+
+    Raises:
+        UserError: the documents do not fill one row.
     """
 
-    def __init__(self, documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int):
-        encoded = documents.map(
-            lambda batch: {
-                "input_ids": tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
-            },
-            batched=True,
-            remove_columns=documents.column_names,
-            desc="Tokenizing",
-        )["input_ids"]
-        self.length = length
-        self.bytes = sum(len(text.encode()) for text in documents["text"])
-        self.tokens = np.concatenate([np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
-        self.positions = np.concatenate([np.arange(len(ids) + 1, dtype=np.int32) for ids in encoded])
+    def __init__(self, tokens: Tokens, length: int, eos_token_id: int):
+        self.ids, self.length, self.eos_token_id = tokens.ids, length, eos_token_id
+        if len(self) == 0:
+            raise UserError(f"max_length: the {len(self.ids)} tokens of a split do not fill one row of {length}")
 
     def __len__(self) -> int:
-        return len(self.tokens) // self.length
+        return len(self.ids) // self.length
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        cut = slice(row * self.length, (row + 1) * self.length)
-        tokens = torch.from_numpy(self.tokens[cut].astype(np.int64))
-        positions = torch.from_numpy(self.positions[cut].astype(np.int64))
-        first = torch.where(positions == 0)[0]
-        # The row may begin inside a document; its positions then count from the row's start.
-        end = int(first[0]) if len(first) else self.length
-        positions[:end] -= positions[0].clone()
+        tokens = self.ids[row * self.length : (row + 1) * self.length].astype(np.int64)
+        places = np.arange(self.length)
+        begins = np.zeros(self.length, dtype=np.int64)  # where the document of each token begins
+        begins[1:] = np.where(tokens[:-1] == self.eos_token_id, places[1:], 0)
+        positions = torch.from_numpy(places - np.maximum.accumulate(begins))
+        tokens = torch.from_numpy(tokens)
         return {"input_ids": tokens, "position_ids": positions, "labels": tokens.masked_fill(positions == 0, -100)}
+
+
+def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch of packed rows, [rows, length]; without positions where no document ends inside a row.
+
+    Positions that merely count up are every model's default, and without them attention needs no mask.
+    """
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    if batch["position_ids"][:, -1].eq(batch["position_ids"].shape[1] - 1).all():
+        del batch["position_ids"]
+    return batch

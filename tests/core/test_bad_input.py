@@ -50,14 +50,15 @@ LLAMA = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
 }
-BERT = {
-    "model_type": "bert",
+T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+ENCODER = {
     "hidden_size": 16,
     "intermediate_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": 32,
 }
+BERT = {"model_type": "bert", **ENCODER}
 BART = {
     "model_type": "bart",
     "d_model": 16,
@@ -69,6 +70,7 @@ BART = {
     "decoder_ffn_dim": 16,
     "max_position_embeddings": 32,
 }
+GLM_TOKENS = ["[MASK]", "[sMASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"]
 GROUPS = {
     **MODEL,
     "reward_funcs": ["{tiny}/scorer"],
@@ -113,6 +115,37 @@ GOOD: dict[str, dict[str, Any]] = {
         "source_encoder_layers": 1,
         **DATA,
         "max_length": 16,
+        **TRAINING,
+    },
+    "pretraining/span_corruption": {
+        "model_config": T5,
+        "tokenizer_name_or_path": "{tiny}/model",
+        "tokenizer_kwargs": {"extra_special_tokens": ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]},
+        "input_length": 16,
+        **DATA,
+        **TRAINING,
+    },
+    "pretraining/text_to_text": {
+        "model_config": T5,
+        "tokenizer_name_or_path": "{tiny}/model",
+        "dataset_columns": {"task": "prompt", "prompt": "completion", "completion": "text"},
+        **DATA,
+        **TRAINING,
+    },
+    "pretraining/unified": {
+        "model_config": {"model_type": "bert", **ENCODER, "type_vocab_size": 6},
+        "tokenizer_name_or_path": "{tiny}/model",
+        "tokenizer_kwargs": {"cls_token": "<|user|>", "sep_token": "<|assistant|>", "mask_token": "<|system|>"},
+        "max_length": 16,
+        **DATA,
+        **TRAINING,
+    },
+    "pretraining/blank_infilling": {
+        "model_config": {"model_type": "roberta-prelayernorm", **ENCODER, "type_vocab_size": 32},
+        "tokenizer_name_or_path": "{tiny}/model",
+        "tokenizer_kwargs": {"extra_special_tokens": GLM_TOKENS},
+        "max_length": 16,
+        **DATA,
         **TRAINING,
     },
     "finetuning/sft": {**MODEL, **DATA, "max_length": 64, **TRAINING},
@@ -441,6 +474,51 @@ FILES = [
     ),
     sft("no answer fits", "no token is supervised", max_length=2),
 ]
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}
+T5_SPANS, T5_TASKS, UNILM, GLM = (
+    f"pretraining/{name}" for name in ("span_corruption", "text_to_text", "unified", "blank_infilling")
+)
+OBJECTIVES = [
+    of(
+        "pretraining/causal",
+        "rows longer than the positions",
+        "max_length: rows of 16 tokens are longer than the model's 8 positions",
+        model_config=GPT2,
+    ),
+    of("pretraining/causal", "texts shorter than a row", "of a split do not fill one row of 900", max_length=900),
+    of(T5_SPANS, "tokenizer without sentinels", "the tokenizer has 0 sentinels", tokenizer_kwargs=GONE),
+    of(
+        T5_SPANS, "more spans than sentinels", "has 3 sentinels (<extra_id_0>, …) and a row has up to", input_length=64
+    ),
+    of(T5_SPANS, "noise of one whole", "'noise_density' must lie between 0 and 1, not 1.0", noise_density=1.0),
+    of(T5_SPANS, "spans of nothing", "'mean_noise_span_length' must be at least 1", mean_noise_span_length=0.5),
+    of(T5_SPANS, "input of one token", "input_length: 1 tokens hold no text", input_length=1),
+    of(T5_SPANS, "texts shorter than an input", "do not fill one row", input_length=900, noise_density=0.001),
+    of(T5_TASKS, "temperature of zero", "'mixing_temperature' must be above 0, not 0", mixing_temperature=0),
+    of(T5_TASKS, "limit of zero", "'mixing_limit' must be above 0, not 0", mixing_limit=0),
+    of(T5_TASKS, "answers of one token", "'max_target_length' must be at least 2, not 1", max_target_length=1),
+    of(T5_TASKS, "rows without a task", "needs the columns 'task' + 'prompt' + 'completion'", dataset_columns=GONE),
+    of(UNILM, "tokenizer without a mask", "has no mask_token; set tokenizer_kwargs", tokenizer_kwargs=GONE),
+    of(UNILM, "rows longer than UniLM's positions", "max_length: rows of 64 tokens are longer", max_length=64),
+    of(UNILM, "rows for nothing", "'max_length' must be at least 8, not 4", max_length=4),
+    of(UNILM, "no held-out text for UniLM", "name a split for it", dataset_test_split=None, test_split_size=GONE),
+    of(
+        UNILM,
+        "model without a head for pairs",
+        "Unrecognized configuration class",
+        model_config={**LLAMA, "max_position_embeddings": 64},
+    ),
+    of(GLM, "tokenizer without marks", "the tokenizer has no <|startofpiece|>, <|endofpiece|>", tokenizer_kwargs=GONE),
+    of(GLM, "shares above one whole", "must be shares of one whole", sentence_share=0.7, document_share=0.7),
+    of(GLM, "too few positions", "'max_position_embeddings' is 32; rows of max_length 64 need 65", max_length=64),
+    of(
+        GLM,
+        "too few second positions",
+        "'type_vocab_size' is 2; rows of max_length 16 need 18",
+        model_config={"model_type": "bert", **ENCODER},
+    ),
+    of(GLM, "no held-out text for GLM", "name a split for it", dataset_test_split=None, test_split_size=GONE),
+]
 UNPAIRED = {"bad.jsonl": jsonl([{**row, "label": "good"} for row in PLAIN])}
 RLHF = [
     of("rlhf/ppo", "no reward function", "'reward_funcs' is empty", reward_funcs=[]),
@@ -758,7 +836,7 @@ FOLDERS = [
     sft("file in the way of a folder above", "output_dir", output_dir="out/run", files={"out": "x"}),
     sft("output folder that cannot be written", "output_dir: cannot write in /proc", output_dir="/proc/recipes"),
 ]
-MISTAKES = KEYS + YAML + MODELS + FILES + RLHF + TASKS + FOLDERS + PRETRAINING
+MISTAKES = KEYS + YAML + MODELS + FILES + OBJECTIVES + RLHF + TASKS + FOLDERS + PRETRAINING
 
 
 @pytest.fixture(scope="session")

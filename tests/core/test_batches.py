@@ -3,7 +3,8 @@
 import pytest
 
 DENOISERS = [f"pretraining/{name}" for name in ("masked", "denoising", "translation")]
-RECIPES = ["pretraining/causal", *DENOISERS, "finetuning/sft", "rlhf/reward", "rlhf/dpo"]
+OBJECTIVES = [f"pretraining/{name}" for name in ("span_corruption", "text_to_text", "unified", "blank_infilling")]
+RECIPES = ["pretraining/causal", *DENOISERS, *OBJECTIVES, "finetuning/sft", "rlhf/reward", "rlhf/dpo"]
 MEAN_OF_BATCHES = pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="Trainer.evaluate averages the means of batches, whatever their tokens"
 )
@@ -26,8 +27,11 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole(recipe, main, 
 @pytest.mark.parametrize(
     "recipe",
     [
-        pytest.param("pretraining/causal", marks=MEAN_OF_BATCHES),
+        "pretraining/causal",
         *DENOISERS,
+        "pretraining/span_corruption",
+        "pretraining/unified",
+        "pretraining/blank_infilling",
         pytest.param("finetuning/sft", marks=MEAN_OF_BATCHES),
         "rlhf/reward",
         "rlhf/dpo",

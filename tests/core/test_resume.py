@@ -21,7 +21,8 @@ TASKS = [
     for task in ("classification", "token_classification", "question_answering", "sequence_to_sequence")
 ]
 DENOISERS = [f"pretraining/{name}" for name in ("masked", "denoising", "translation")]
-RECIPES = ["pretraining/causal", *DENOISERS, "finetuning/sft", *TASKS, "rlhf/reward", *METHODS]
+OBJECTIVES = [f"pretraining/{name}" for name in ("span_corruption", "text_to_text", "unified", "blank_infilling")]
+RECIPES = ["pretraining/causal", *DENOISERS, *OBJECTIVES, "finetuning/sft", *TASKS, "rlhf/reward", *METHODS]
 
 
 def die() -> None:

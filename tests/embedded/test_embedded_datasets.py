@@ -12,6 +12,7 @@ import pytest
 
 import recipes
 from recipes.embedded import load, names
+from recipes.embedded.docstrings import docstring_tasks
 from recipes.embedded.instructions import SIZES, instructions, preferences, prompts
 from recipes.embedded.task import KIND_OF
 from recipes.embedded.text import documents
@@ -22,6 +23,7 @@ COLUMNS = {
     "text": ["text", "source"],
     "english": ["text", "source"],
     "code": ["text", "source"],
+    "docstrings": ["task", "prompt", "completion"],
     "instructions": ["prompt", "completion", "task"],
     "preferences": ["prompt", "chosen", "rejected", "flipped"],
     "prompts": ["prompt", "task"],
@@ -55,7 +57,8 @@ def test_names_describes_what_load_can_make():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'txt'.*text, english, code, instructions, preferences, prompts, topics"):
+    known = "text, english, code, docstrings, instructions, preferences, prompts, topics"
+    with pytest.raises(ValueError, match=rf"'txt'.*{known}"):
         load("txt")
 
 
@@ -105,6 +108,19 @@ def test_no_content_of_test_in_train():
                 seen[split] |= {_content(row["prompt"][0]["content"]) for row in rows}
     assert len(seen["test"]) > 900
     assert seen["train"].isdisjoint(seen["test"])
+
+
+def test_every_docstring_is_asked_both_questions_and_the_first_words_are_its_own():
+    for rows in docstring_tasks().values():
+        assert len(rows) > 100
+        for module, first in zip(rows[::2], rows[1::2]):
+            assert (module["task"], first["task"]) == ("module", "first words")
+            assert module["prompt"] == first["prompt"]
+            assert len(module["prompt"]) <= 80
+            assert re.findall(r"\w+", first["prompt"].lower())[:3] == first["completion"].split()
+    train, test = ({row["completion"] for row in rows[::2]} for rows in docstring_tasks().values())
+    assert test <= train
+    assert len(train) == 12
 
 
 def _content(prompt):

@@ -10,6 +10,28 @@ LENGTH = 16
 ROWS = [[15], [4, 10], [1, 6, 6], [7, 7], [3, 3, 3, 3], [15]]
 
 
+# Each architecture that the configs build, small.
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+NEO_SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
+MODELS = {
+    "gpt1": {"model_type": "openai-gpt", **GPT_SIZES},
+    "gpt2": {"model_type": "gpt2", **GPT_SIZES},
+    "gpt3": {"model_type": "gpt_neo", **NEO_SIZES, "attention_types": [[["global", "local"], 1]], "window_size": 5},
+    "llama1": {"model_type": "llama", **SIZES, "intermediate_size": 64},
+    "llama2": {"model_type": "llama", **SIZES, "intermediate_size": 64, "num_key_value_heads": 2},
+}
+
+
+def pack(texts: list[str], tokenizer, length: int):
+    from recipes.pretraining.corpus import encode, in_memory
+    from recipes.pretraining.packing import PackedDataset
+
+    tokens = in_memory(encode(texts, tokenizer, tokenizer.eos_token_id))
+    assert tokens.bytes == sum(len(text.encode()) for text in texts)
+    return PackedDataset(tokens, length, tokenizer.eos_token_id)
+
+
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     rng = np.random.default_rng(0)
@@ -25,23 +47,23 @@ def tokenizer(tiny):
 
 @pytest.fixture(scope="module")
 def packed(texts, tokenizer):
-    from datasets import Dataset
-
-    from recipes.pretraining.packing import PackedDataset
-
-    return PackedDataset(Dataset.from_dict({"text": texts}), tokenizer, LENGTH)
+    return pack(texts, tokenizer, LENGTH)
 
 
 @pytest.fixture
 def trainer(texts, tiny, trainer_of, tmp_path, request):
-    """The recipe's trainer for these documents, with the weights of the tiny model."""
+    """The recipe's trainer for these documents, with the weights of the tiny model or of one of MODELS."""
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):
         rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (tmp_path / "data" / f"{split}.jsonl").write_text(rows)
+    model, attention = getattr(request, "param", (None, "sdpa"))
+    source = {"model_name_or_path": str(tiny / "model")}
+    if model:
+        source = {"model_config": MODELS[model], "tokenizer_name_or_path": str(tiny / "tokenizer")}
     config = {
-        "model_name_or_path": str(tiny / "model"),
-        "attn_implementation": getattr(request, "param", "sdpa"),
+        **source,
+        "attn_implementation": attention,
         "dataset_name": str(tmp_path / "data"),
         "max_length": LENGTH,
         "per_device_train_batch_size": 4,
@@ -52,7 +74,12 @@ def trainer(texts, tiny, trainer_of, tmp_path, request):
     return trainer
 
 
-@pytest.mark.parametrize("trainer", ["sdpa", "eager"], indirect=True)
+@pytest.mark.parametrize(
+    "trainer",
+    [(None, "sdpa"), (None, "eager"), ("gpt2", "sdpa"), *((name, "eager") for name in MODELS)],
+    indirect=True,
+    ids=str,
+)
 def test_packing_gives_the_loss_of_documents_one_by_one(trainer, texts, tokenizer):
     import torch
 
@@ -72,6 +99,42 @@ def test_packing_gives_the_loss_of_documents_one_by_one(trainer, texts, tokenize
                 packed_count += labelled
             assert packed_count == count
             assert packed_total / packed_count == pytest.approx(total / count, rel=1e-6)
+    for size in (1, 4, 5):  # however the rows fall into batches
+        trainer.args.per_device_eval_batch_size = size
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(total / count, rel=1e-6)
+
+
+def test_an_architecture_that_lets_documents_see_each_other_is_refused(tiny, main, tmp_path, capfd):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "#" * 60}) + "\n")
+    config = {
+        "model_config": {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+        "tokenizer_name_or_path": str(tiny / "tokenizer"),
+        "attn_implementation": "eager",
+        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "dataset_test_split": None,
+        "max_length": LENGTH,
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as stopped:
+        main("pretraining/causal")(["--config", str(tmp_path / "config.yaml")])
+    assert stopped.value.code == 2
+    assert "a model of type 'mamba' lets packed documents see each other" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_positions_that_only_count_up_are_left_out(tokenizer):
+    import torch
+
+    from recipes.pretraining.packing import collate
+
+    rows = pack(["#" * 31, "@" * 7, "!" * 7], tokenizer, 8)
+    whole, cut = collate([rows[0], rows[1]]), collate([rows[0], rows[3]])
+    assert len(rows) == 6
+    assert "position_ids" not in whole
+    assert "position_ids" not in cut, "a document that ends with its row"
+    assert "position_ids" in collate([rows[0], pack(["#" * 3, "@" * 3], tokenizer, 8)[0]])
+    assert torch.equal(whole["input_ids"], torch.stack([rows[0]["input_ids"], rows[1]["input_ids"]]))
 
 
 def test_a_document_does_not_see_the_one_before_it(trainer, packed, tokenizer):
@@ -92,7 +155,6 @@ def test_rows_hold_every_token_in_order(packed, texts, tokenizer):
     joined = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     assert len(packed) == len(ROWS)
     assert [token for row in range(len(packed)) for token in packed[row]["input_ids"].tolist()] == joined
-    assert packed.bytes == sum(map(len, texts))
 
 
 def test_positions_start_anew_and_the_first_token_of_a_document_has_no_label(packed):
@@ -107,11 +169,7 @@ def test_positions_start_anew_and_the_first_token_of_a_document_has_no_label(pac
 
 
 def test_a_document_that_is_cut_goes_on_at_position_zero_of_the_next_row(tokenizer):
-    from datasets import Dataset
-
-    from recipes.pretraining.packing import PackedDataset
-
-    rows = PackedDataset(Dataset.from_dict({"text": ["#" * 20, "@" * 9, "!" * 5]}), tokenizer, 8)
+    rows = pack(["#" * 20, "@" * 9, "!" * 5], tokenizer, 8)
     assert [rows[row]["position_ids"].tolist() for row in range(len(rows))] == [
         [0, 1, 2, 3, 4, 5, 6, 7],
         [0, 1, 2, 3, 4, 5, 6, 7],

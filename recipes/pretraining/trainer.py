@@ -1,0 +1,49 @@
+"""The Trainer of pretraining: a held-out loss that is the mean over tokens, whatever batches and processes they are in."""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Trainer
+
+
+class PretrainingTrainer(Trainer):
+    """`evaluate()` weighs each batch by its labelled tokens; Trainer's own mean weighs it by its rows."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple[Any, Any, Any]:
+        labelled = self._get_num_items_in_batch(
+            [inputs], self.args.device
+        )  # of all processes, where these are averaged
+        if labelled is None:  # the loss is the mean of this process's tokens
+            share = inputs["labels"].ne(-100).sum()
+        else:
+            share = labelled / (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
+        loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        rows = len(inputs["labels"])
+        sums = torch.stack([loss * share, inputs["labels"].ne(-100).sum().to(loss)]).double()
+        self._held_out += self.accelerator.gather_for_metrics((sums / rows).expand(rows, 2)).sum(0)
+        return loss, *rest
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, tokens = self._held_out.tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
+        return output
+
+
+def mean_over_tokens(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy (nats) of labels that stand at the places of their logits, over the tokens of a whole step.
+
+    transformers' encoder-decoders average over a micro-batch, which weighs its tokens by how few they are.
+
+    Args:
+        labels: token ids, [rows, length]; -100 where nothing is to be said.
+        num_items_in_batch: labelled tokens of all micro-batches and processes of the step; None for this batch's.
+    """
+    total = cross_entropy(
+        outputs["logits"].flatten(0, 1).float(), labels.flatten().to(outputs["logits"].device), reduction="sum"
+    )
+    return total / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)
