@@ -175,8 +175,14 @@ def summaries(seed: int = 0) -> dict[str, list[dict[str, str]]]:
 QUESTIONS = (  # a sentence's form, of which `answer` answers the question beside it
     (re.compile(r"\bReturns? (?P<answer>(?!None\b)[^.;:]{6,100})(?=[.;:])"), "What is returned?"),
     (re.compile(r"\bIf (?P<answer>[^,.;:]{6,80}), "), "What is the condition?"),
-    (re.compile(r"\b[Rr]aises? (?:an? |the )?(?P<answer>[A-Z]\w+(?:Error|Exception|Exit|Warning))\b"), "What is raised?"),
-    (re.compile(r"\b[Rr]aised? (?:an? |the )?(?:[A-Z]\w+ )?(?P<answer>(?:if|when) [^.;,]{6,80})(?=[.;,])"), "When is it raised?"),
+    (
+        re.compile(r"\b[Rr]aises? (?:an? |the )?(?P<answer>[A-Z]\w+(?:Error|Exception|Exit|Warning))\b"),
+        "What is raised?",
+    ),
+    (
+        re.compile(r"\b[Rr]aised? (?:an? |the )?(?:[A-Z]\w+ )?(?P<answer>(?:if|when) [^.;,]{6,80})(?=[.;,])"),
+        "When is it raised?",
+    ),
     (re.compile(r"\b(?:is|are|be) used (?P<answer>(?:to|for|by) [^.;,]{6,80})(?=[.;,])"), "What is it used for?"),
     (re.compile(r"\b(?:defaults to|default is|default value is) (?P<answer>[\w.'\"]+\w)"), "What is the default?"),
 )

@@ -11,7 +11,7 @@ from recipes.core.catalog import CONFIGS, LAUNCH, configs, recipes
 
 # How many configs each recipe has. A config that disappears is noticed here; after adding one, put the new number in.
 COUNTS = {
-    "tokenization/train": 2,
+    "tokenization/train": 5,
     "pretraining/causal": 2,
     "finetuning/adapter_fusion": 2,
     "finetuning/classification": 26,

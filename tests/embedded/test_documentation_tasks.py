@@ -215,15 +215,13 @@ def test_no_mark_is_left_where_the_manual_has_them(made):
 @pytest.mark.parametrize(
     ("english", "other"),
     [
-        ("the value", "vji xemai"),
-        ("Return the value of x, 12.", "Civasp vji xemai ug z, 12."),
+        ("the value", "vji wemai"),
+        ("Return the value of x, 12.", "Sivasp vji wemai ug y, 12."),
         ("Call os.path.join(a) or MyClass", "Demm os.path.join(a) us MyClass"),
         ("", ""),
     ],
 )
 def test_words_are_other_words_and_names_stay(english, other):
-    if "Civasp" in other:
-        other = other.replace("Civasp", second_language.translate("Return"))
     assert second_language.translate(english) == other
 
 
