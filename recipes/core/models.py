@@ -258,7 +258,7 @@ class ModelConfig:
         return tokenizer, model
 
     def _quantization(self, with_head: bool) -> Any:
-        """How to load the base in few bits; a new head stays as it is: 4 bits cannot be trained, and PEFT would copy them."""
+        """How to load the base in few bits; a new head stays as it is, for 4 bits cannot be trained."""
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
         import torch
