@@ -258,7 +258,7 @@ class ModelConfig:
         return tokenizer, model
 
     def _quantization(self, with_head: bool) -> Any:
-        """How to load the base in few bits; a new head stays as it is: 4 bits cannot be trained, and PEFT would copy them."""
+        """How to load the base in few bits; a new head stays as it is, for 4 bits cannot be trained."""
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
         import torch
@@ -295,6 +295,12 @@ def load_pretrained(auto: type, path: str, new_weights: set[str] | None = None, 
             model = merged(model, path)
             saved = [f".{module}." for module in adapter.get("modules_to_save") or ()]
             missing = {key for key in missing if not any(module in f".{key}" for module in saved)}
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(
+            f"{path} has a head of another size than this task's; name the model that it was made from"
+        ) from None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no model could be opened at {path}: {error}") from None
     if new_weights is not None:

@@ -172,64 +172,51 @@ def summaries(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     return _splits(rows, seed, "summaries", "target")
 
 
-QUESTIONS = (  # a sentence's form, what it answers, and which part is the answer
-    (re.compile(r"\bIf (?P<given>[^,.;:]{6,80}), (?P<answer>[^.;]{6,120})(?=[.;])"), "What happens if {given}?"),
-    (re.compile(r"\bReturns? (?P<answer>(?!None\b)[^.;:]{6,100})(?=[.;:])"), "What does {name} return?"),
+QUESTIONS = (  # a sentence's form, of which `answer` answers the question beside it
+    (re.compile(r"\bReturns? (?P<answer>(?!None\b)[^.;:]{6,100})(?=[.;:])"), "What is returned?"),
+    (re.compile(r"\bIf (?P<answer>[^,.;:]{6,80}), "), "What is the condition?"),
     (
-        re.compile(r"\b[Rr]aises? (?:an? |the )?(?P<answer>[A-Z]\w+) (?P<given>(?:if|when) [^.;,]{6,80})(?=[.;,])"),
-        "What is raised {given}?",
+        re.compile(r"\b[Rr]aises? (?:an? |the )?(?P<answer>[A-Z]\w+(?:Error|Exception|Exit|Warning))\b"),
+        "What is raised?",
     ),
     (
-        re.compile(r"(?P<given>\w+) (?:is|are) used (?P<answer>(?:to|for|by) [^.;,]{6,80})(?=[.;,])"),
-        "What is {given} used?",
+        re.compile(r"\b[Rr]aised? (?:an? |the )?(?:[A-Z]\w+ )?(?P<answer>(?:if|when) [^.;,]{6,80})(?=[.;,])"),
+        "When is it raised?",
     ),
-    (re.compile(r"\b(?P<given>\w+) defaults to (?P<answer>[\w.'\"]+\w)"), "What does {given} default to?"),
+    (re.compile(r"\b(?:is|are|be) used (?P<answer>(?:to|for|by) [^.;,]{6,80})(?=[.;,])"), "What is it used for?"),
+    (re.compile(r"\b(?:defaults to|default is|default value is) (?P<answer>[\w.'\"]+\w)"), "What is the default?"),
 )
-CONTEXT = 600  # characters of a question's context that are filled up with other docstrings of the module
 
 
 def questions(seed: int = 0) -> dict[str, list[dict]]:
     """Return rows as SQuAD has them, `question`, `context`, `answers` (`text`, `answer_start`): QUESTIONS to docstrings.
 
-    A context is docstrings of one module, each after its name, up to CONTEXT characters; the answer stands in it once.
+    A docstring, on one line, is asked what it has one answer to, of which no other place in it has the words.
     """
-    of_module: dict[tuple[str, str], list[Docstring]] = {}
-    for docstring in docstrings():
-        of_module.setdefault((docstring.split, docstring.source), []).append(docstring)
     rows = []
-    for (split, source), each in of_module.items():
-        rng = random.Random(f"{source}-questions")
-        for docstring in each:
-            own = _named(docstring)
-            others = [_named(other) for other in each if other.text != docstring.text]
-            rng.shuffle(others)
-            for pattern, wording in QUESTIONS:
-                for match in pattern.finditer(own):
-                    parts = match.groupdict() | {"name": docstring.name}
-                    pieces = [own]
-                    while others and sum(map(len, pieces)) < CONTEXT:
-                        pieces.insert(rng.randint(0, len(pieces)), others.pop())
-                    context, answer = " ".join(pieces), match["answer"].strip()
-                    if context.count(answer) == 1:
-                        answers = {"text": [answer], "answer_start": [context.index(answer)]}
-                        rows.append(
-                            (split, {"question": wording.format(**parts), "context": context, "answers": answers})
-                        )
-    return _splits(rows, seed, "questions", "question")
+    for docstring in docstrings():
+        context = " ".join(docstring.text.split())
+        for pattern, question in QUESTIONS:
+            found = [match["answer"].strip() for match in pattern.finditer(context)]
+            if len(found) == 1 and context.count(found[0]) == 1 and len(context) > 2 * len(found[0]):
+                answers = {"text": found, "answer_start": [context.index(found[0])]}
+                rows.append((docstring.split, {"question": question, "context": context, "answers": answers}))
+    return _splits(rows, seed, "questions", "context", "question")
 
 
-def _named(docstring: Docstring) -> str:
-    return f"{docstring.name}: {' '.join(docstring.text.split())}"
+def _splits(rows: list[tuple[str, dict]], seed: int, name: str, *keys: str) -> dict[str, list[dict]]:
+    """Sort rows into splits, none that is alike in all `keys` twice, and order them by the seed.
 
-
-def _splits(rows: list[tuple[str, dict]], seed: int, name: str, key: str) -> dict[str, list[dict]]:
-    """Sort rows into splits, each value of `key` once, in training before test, and order them by the seed."""
+    Training comes first: what it has under the first key is not in test.
+    """
     splits: dict[str, list[dict]] = {"train": [], "test": []}
-    seen: set[str] = set()
+    in_training = {row[keys[0]] for split, row in rows if split == "train"}
     for split in splits:
+        seen = set()
         for own, row in rows:
-            if own == split and row[key] not in seen:
-                seen.add(row[key])
+            key = tuple(row[each] for each in keys)
+            if own == split and key not in seen and not (split == "test" and row[keys[0]] in in_training):
+                seen.add(key)
                 splits[split].append(row)
         random.Random(f"{seed}-{split}-{name}").shuffle(splits[split])
     return splits

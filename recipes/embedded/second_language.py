@@ -12,7 +12,7 @@ import re
 from recipes.embedded import docstrings, text
 
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
-SHIFTED = "eiouabdfghjklmnpqrstvwxyzc"
+SHIFTED = VOWELS[1:] + VOWELS[0] + CONSONANTS[1:] + CONSONANTS[0]
 FORWARD = {letter: SHIFTED[number] for number, letter in enumerate(VOWELS + CONSONANTS)}
 TABLE = str.maketrans(FORWARD | {letter.upper(): other.upper() for letter, other in FORWARD.items()})
 BACK = str.maketrans({to: chr(letter) for letter, to in ((key, value) for key, value in TABLE.items())})
@@ -21,7 +21,7 @@ WORD = re.compile(r"(?<![\w.<{(\[/\\'\"`*-])[A-Za-z]?[a-z]+(?![\w(\[={/\\'\"`*]|
 
 
 def translate(english: str) -> str:
-    """English in the second language: `the value` → `vji xemai`."""
+    """English in the second language: `the value` → `vji wemai`."""
     return WORD.sub(lambda word: word[0].translate(TABLE), english)
 
 

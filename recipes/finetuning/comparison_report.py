@@ -112,12 +112,14 @@ def markdown(rows: dict[str, dict[str, Any]], score: str) -> str:
 
 def draw(rows: dict[str, dict[str, Any]], score: str, path: Path) -> None:
     """Score against trained parameters (log scale), a bar for the spread, each point named, coloured by family."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = {name: row for name, row in rows.items() if row["score"] is not None}
     if not shown:
         return
     figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)  # it knows how large a text is
     axes = figure.add_subplot()
     for family, (colour, beginnings) in FAMILIES.items():
         members = {

@@ -30,7 +30,7 @@ COUNTS = {
     "finetuning/question_answering": 3,
     "finetuning/sequence_to_sequence": 5,
     "finetuning/sft": 6,
-    "finetuning/three_stage": 2,
+    "finetuning/three_stage": 3,
     "finetuning/token_classification": 3,
     "rlhf/dpo": 3,
     "rlhf/evaluate": 7,

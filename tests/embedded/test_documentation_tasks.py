@@ -20,7 +20,7 @@ LABELLED = [docstrings.topics, docstrings.packages, docstrings.kinds, docstrings
 KEY = {
     **dict.fromkeys(LABELLED, "text"),
     docstrings.summaries: "target",
-    docstrings.questions: "question",
+    docstrings.questions: "context",
     code_in_prose.tags: "words",
     second_language.topics: "text",
     second_language.translations: "source",
@@ -54,7 +54,7 @@ def test_there_is_enough_and_no_row_of_test_stands_in_training(make, made):
     assert len(splits["test"]) > 0.04 * len(splits["train"])
     keys = {split: [json.dumps(row[key]) for row in rows] for split, rows in splits.items()}
     assert not set(keys["train"]) & set(keys["test"])
-    if make is not second_language.translations:
+    if make is not docstrings.questions:  # of which a context has several
         assert all(len(set(each)) == len(each) for each in keys.values())
 
 
@@ -133,20 +133,29 @@ def test_a_summary_is_a_first_line_and_its_source_the_rest(made):
 
 
 def test_an_answer_stands_in_its_context_once_and_fits_its_question(made):
-    kinds = Counter()
+    asked = Counter()
     for rows in made[docstrings.questions].values():
         for row in rows:
             [text], [start] = row["answers"]["text"], row["answers"]["answer_start"]
             assert row["context"][start:].startswith(text)
             assert row["context"].count(text) == 1
-            kinds[row["question"].partition(" ")[2].split()[0]] += 1
-            if row["question"].startswith("What happens if "):
-                given = row["question"].removeprefix("What happens if ").removesuffix("?")
-                assert f"If {given}, {text}" in row["context"]
-    assert set(kinds) == {"happens", "does", "is"}
+            before = row["context"][:start].lower()
+            asked[row["question"]] += 1
+            if row["question"] == "What is the condition?":
+                assert before.endswith("if ")
+            if row["question"] == "What is returned?":
+                assert before.endswith(("return ", "returns "))
+    assert set(asked) == {question for _, question in docstrings.QUESTIONS}
+    assert max(asked.values()) < 0.7 * sum(asked.values())
 
 
-def test_the_nearest_sentence_answers_some_questions_in_part_and_few_whole(made):
+def test_the_question_matters(made):
+    """Many docstrings have answers to several: who does not read the question cannot be right on all."""
+    several = Counter(row["context"] for row in made[docstrings.questions]["train"])
+    assert sum(number > 1 for number in several.values()) > 150
+
+
+def test_the_nearest_sentence_is_never_the_whole_answer(made):
     from datasets import Dataset
 
     from recipes.core.metrics import load
@@ -156,7 +165,7 @@ def test_the_nearest_sentence_answers_some_questions_in_part_and_few_whole(made)
     accepted = [answers["text"] for answers in test["answers"]]
     found = load("squad").compute(predictions=nearest_sentences(test), references=accepted)
     assert found["exact_match"] < 10
-    assert 15 < found["f1"] < 60
+    assert 10 < found["f1"] < 60
 
 
 # ----------------------------------------------------------------------------------------------------------------- tags
@@ -206,15 +215,13 @@ def test_no_mark_is_left_where_the_manual_has_them(made):
 @pytest.mark.parametrize(
     ("english", "other"),
     [
-        ("the value", "vji xemai"),
-        ("Return the value of x, 12.", "Civasp vji xemai ug z, 12."),
+        ("the value", "vji wemai"),
+        ("Return the value of x, 12.", "Sivasp vji wemai ug y, 12."),
         ("Call os.path.join(a) or MyClass", "Demm os.path.join(a) us MyClass"),
         ("", ""),
     ],
 )
 def test_words_are_other_words_and_names_stay(english, other):
-    if "Civasp" in other:
-        other = other.replace("Civasp", second_language.translate("Return"))
     assert second_language.translate(english) == other
 
 

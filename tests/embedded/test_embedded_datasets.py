@@ -12,7 +12,7 @@ import pytest
 
 import recipes
 from recipes.embedded import load, names
-from recipes.embedded.docstrings import docstring_tasks
+from recipes.embedded.docstring_mixture import docstring_tasks
 from recipes.embedded.instructions import SIZES, instructions, preferences, prompts
 from recipes.embedded.task import KIND_OF
 from recipes.embedded.text import documents

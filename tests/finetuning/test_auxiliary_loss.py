@@ -51,7 +51,7 @@ def test_a_prompt_before_the_text_is_not_predicted(decoders):
 
 
 def test_the_recipe_adds_it_times_lambda(trainer_of, tiny, task_data, monkeypatch):
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = {
         "model_name_or_path": str(tiny / "tied"),
@@ -61,11 +61,10 @@ def test_the_recipe_adds_it_times_lambda(trainer_of, tiny, task_data, monkeypatc
         "max_steps": 1,
         "learning_rate": 0.0,
     }
-    model = AutoModelForSequenceClassification.from_pretrained(tiny / "model")
+    model = AutoModelForCausalLM.from_pretrained(tiny / "model")
     model.config.tie_word_embeddings = True
+    model.tie_weights()
     model.save_pretrained(tiny / "tied")
-    from transformers import AutoTokenizer
-
     AutoTokenizer.from_pretrained(tiny / "tokenizer").save_pretrained(tiny / "tied")
     losses = {}
     for lm_coef in (0.0, 0.5, 1.0):
