@@ -100,7 +100,9 @@ lint: | $(READY) ## style
 format: | $(READY) ## put the style right
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
-results: rlhf ## run what changed, publish it to results/ and the README's table
+QUICKSTARTS = $(patsubst configs/%.yaml,%,$(wildcard configs/*/*/quickstart*.yaml))
+results: rlhf ## run every quickstart that changed, publish them to results/ and the README's table
+	$(foreach config,$(QUICKSTARTS),$(RECIPES) run $(config) --with_inputs --runs_dir $(RUNS) --overwrite changed &&) true
 	$(RECIPES) results --runs_dir $(RUNS)
 test: | $(READY) ## all tests that take seconds
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "not slow" $(ARGS)

@@ -156,6 +156,24 @@ def run(name: str, launch: str | None, processes: int | None, overrides: Sequenc
         raise SystemExit(status)
 
 
+def run_inputs(name: str, overrides: Sequence[str]) -> None:
+    """Run the configs that a config starts from, one after another, each in a process of its own; leaves finished ones.
+
+    Raises:
+        SystemExit: one of them failed; its exit status.
+    """
+    from recipes.core.config import read_command_line, starts_from
+
+    runs_dir = read_command_line(overrides).get("runs_dir")
+    folder = ["--runs_dir", str(runs_dir.value)] if runs_dir else []
+    for before in starts_from(find_config(name)):
+        command = [sys.executable, "-m", "recipes", "run", before, "--overwrite", "changed", *folder]
+        status = subprocess.run(command).returncode
+        if status:
+            print(f"error: {before}, from which {name} starts, failed; the reason stands above", file=sys.stderr)
+            raise SystemExit(status)
+
+
 def processes_to_start(wanted: int | None) -> int | None:
     """One for each accelerator of this machine unless a number is wanted; None leaves it to the profile.
 
@@ -240,6 +258,9 @@ def dispatch(argv: Sequence[str] | None = None) -> None:
     running.add_argument(
         "--num_processes", type=int, help="with --launch; default: one for each accelerator, else two"
     )
+    running.add_argument(
+        "--with_inputs", action="store_true", help="first run the configs that this one starts from (`runs/…`)"
+    )
     publishing = commands.add_parser("results", help="publish finished runs to results/ and the README's table")
     publishing.add_argument("--runs_dir", type=Path, default=Path("runs"))
     publishing.add_argument("--check", action="store_true", help="only compare them with what is committed")
@@ -256,6 +277,8 @@ def dispatch(argv: Sequence[str] | None = None) -> None:
         case "plan":
             plan(options, overrides)
         case "run":
+            if options.with_inputs:
+                run_inputs(options.config, overrides)
             run(options.config, options.launch, options.num_processes, overrides)
         case "results":
             results(options.runs_dir, options.check)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from recipes.core.catalog import FAMILIES, config_name, find_config
+from recipes.core.catalog import CONFIGS, FAMILIES, config_name, find_config
 from recipes.core.errors import UserError, did_you_mean
 
 # What the libraries leave unchecked and meet later, as a division by zero or not at all.
@@ -408,6 +408,22 @@ def in_runs_dir(value: Any, runs_dir: str) -> Any:
         return [in_runs_dir(inner, runs_dir) for inner in value]
     names_run = isinstance(value, str) and value.startswith(tuple(f"runs/{family}/" for family in FAMILIES))
     return runs_dir + value.removeprefix("runs") if names_run else value
+
+
+def starts_from(path: Path) -> list[str]:
+    """The configs whose runs a config's values name (`runs/<config>`), each after those that it starts from itself.
+
+    A config that is named without `runs/`, as a comparison names its base, is not run, but what it starts from is.
+    """
+    found: dict[str, None] = {}
+    for setting in read_yaml(path)[0].values():
+        for text in setting.value if isinstance(setting.value, list) else [setting.value]:
+            name = "/".join(str(text).removeprefix("runs/").split("/")[:3])
+            if name.startswith(FAMILIES) and (CONFIGS / f"{name}.yaml").is_file() and name != config_name(path):
+                found |= dict.fromkeys(starts_from(find_config(name)))
+                if name != text:
+                    found[name] = None
+    return list(found)
 
 
 def with_origin(error: Exception, settings: Settings, name: str) -> UserError:

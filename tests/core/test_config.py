@@ -6,6 +6,7 @@ from enum import Enum
 
 import pytest
 
+from recipes.core.catalog import find_config
 from recipes.core.config import (
     Setting,
     build,
@@ -17,6 +18,7 @@ from recipes.core.config import (
     read_command_line,
     read_yaml,
     resolve,
+    starts_from,
 )
 from recipes.core.errors import UserError, did_you_mean
 
@@ -598,3 +600,17 @@ policies: {sft: runs/finetuning/sft/quickstart, hub: Qwen/Qwen3-0.6B, data: runs
     assert moved.plain()["model"] == chain.model, "the settings are those of the same chain elsewhere"
     argv += ["--runs_dir", "elsewhere", "--output_dir", "runs/rlhf/mine"]
     assert resolve([RunConfig, Chain], "family/recipe", argv).get(Chain).output_dir == "runs/rlhf/mine"
+
+
+def test_a_config_starts_from_those_that_its_values_name_and_what_they_start_from():
+    chain = ["tokenization/train/quickstart", "pretraining/causal/quickstart", "finetuning/sft/quickstart"]
+    assert starts_from(find_config(chain[0])) == []
+    assert starts_from(find_config(chain[2])) == chain[:2]
+    ppo = starts_from(find_config("rlhf/ppo/quickstart"))
+    assert ppo == [*chain, "rlhf/reward/quickstart"]
+    base, *encoder = (
+        "finetuning/classification/quickstart",
+        "tokenization/train/wordpiece",
+        "pretraining/masked/quickstart",
+    )
+    assert starts_from(find_config("finetuning/comparison/quickstart")) == encoder == starts_from(find_config(base))

@@ -1,9 +1,11 @@
 """How many processes are started, and what a killed one left in the way of the next."""
 
+import subprocess
+
 import pytest
 import torch
 
-from recipes.__main__ import processes_to_start
+from recipes.__main__ import processes_to_start, run_inputs
 from recipes.core.errors import UserError
 from recipes.core.processes import connect_processes, discard_abandoned_builds
 
@@ -49,3 +51,25 @@ def test_a_build_lock_is_removed_when_nobody_holds_it(tmp_path, monkeypatch, cap
     assert str(abandoned) in capsys.readouterr().err
     discard_abandoned_builds()
     assert not held.exists()
+
+
+@pytest.mark.parametrize("failing", [None, "finetuning/sft/quickstart"])
+def test_what_a_config_starts_from_is_run_before_it_each_in_a_process_of_its_own(failing, monkeypatch, capsys):
+    commands = []
+
+    def process(command):
+        commands.append(command[4:])
+        return subprocess.CompletedProcess(command, 2 if failing in command else 0)
+
+    monkeypatch.setattr(subprocess, "run", process)
+    if failing:
+        with pytest.raises(SystemExit, match="2"):
+            run_inputs("rlhf/reward/quickstart", [])
+        assert capsys.readouterr().err.startswith(
+            f"error: {failing}, from which rlhf/reward/quickstart starts, failed"
+        )
+    else:
+        run_inputs("rlhf/reward/quickstart", ["--seed", "1", "--runs_dir", "elsewhere"])
+    names = ["tokenization/train/quickstart", "pretraining/causal/quickstart", "finetuning/sft/quickstart"]
+    folder = [] if failing else ["--runs_dir", "elsewhere"]
+    assert commands == [[name, "--overwrite", "changed", *folder] for name in names]

@@ -68,7 +68,7 @@ def test_a_mask_costs_what_heads_that_share_keys_save(llama):
 
 
 def test_what_enters_an_adapter_is_cast_for_every_layer_unless_autocast_does(llama):
-    """PEFT makes a float32 copy for each of two linear layers, of which autocast makes a bf16 one; else both keep the same."""
+    """PEFT casts to float32 for each of two linear layers, autocast again to bf16; else both keep one tensor."""
     numbers = Numbers(torch.bfloat16, autocast=True, attention="flash")
     cast, plain = (of_layers(llama, numbers, 2, 64, Adapter(LORA, casts=casts)).layer for casts in (True, False))
     assert cast - plain == 2 * 64 * llama.hidden * 2
