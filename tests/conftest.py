@@ -149,7 +149,7 @@ def tiny(tmp_path_factory) -> Path:
     for name, cls in (("model", LlamaForCausalLM), ("scorer", LlamaForSequenceClassification)):
         cls(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    BartForConditionalGeneration(BartConfig(**BART, vocab_size=300)).save_pretrained(folder / "bart")
+    BartForConditionalGeneration(BartConfig(**BART, vocab_size=300, dropout=0.0)).save_pretrained(folder / "bart")
     return folder
 
 

@@ -50,3 +50,7 @@ class LengthGroupedTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedSampler(self.train_dataset.lengths, rows, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset):
+        # In the order of the dataset: Trainer would group held-out rows too, and read every one to learn its length.
+        return torch.utils.data.SequentialSampler(eval_dataset)

@@ -152,12 +152,16 @@ def learn_with_marks(
 
 
 # --------------------------------------------------------------------------------------------------------------- Unigram
+CAME_BACK = 1e-4  # the library's difference in score between two characters that came back
+
+
 def unigram(texts: Iterable[str], method: TokenizerConfig) -> Tokenizer:
     """The unigram language model (Kudo 2018, section 3.2) on texts whose spaces are ▁.
 
     As in SentencePiece no piece holds letters and other signs together. The library sums in the order of a random hash,
     by which the scores differ in their last digits from one training to the next; here these digits are cut off, and
-    pieces of equal score stand in the order of their letters.
+    pieces of equal score stand in the order of their letters. Characters that pruning took away come back in that random
+    order too, each a little less likely than the one before; here the order is that of the characters.
     """
     tokenizer = Tokenizer(models.Unigram())
     with_meta_symbol(tokenizer, method, LETTERS_OR_NOT, method.split_digits)
@@ -177,7 +181,12 @@ def unigram(texts: Iterable[str], method: TokenizerConfig) -> Tokenizer:
         ) from None
     special = len(method.special_tokens)
     vocabulary = [(piece, round(score, 4)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
-    learned = sorted(vocabulary[special:], key=lambda each: (-each[1], each[0]))
+    scores = dict(vocabulary[special:])
+    letters = sorted((piece for piece in scores if len(piece) == 1), key=scores.get)
+    steps = (scores[above] - scores[below] > 1.5 * CAME_BACK for below, above in zip(letters, letters[1:]))
+    back = letters[: next((count for count, step in enumerate(steps, 1) if step), len(letters))]
+    scores |= zip(sorted(back, reverse=True), [scores[piece] for piece in back])
+    learned = sorted(scores.items(), key=lambda each: (-each[1], each[0]))
     unknown = method.special_tokens.index(method.unk_token)
     tokenizer.model = models.Unigram([*vocabulary[:special], *learned], unknown, False)
     return tokenizer

@@ -10,6 +10,13 @@ from recipes.core.catalog import configs
 
 FEW = ["--max_train_samples", "64", "--max_test_samples", "16"]
 TWO_STEPS = [*FEW, "--max_steps", "2", "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "16"]
+
+
+def of_rows(number: int) -> list[str]:
+    """TWO_STEPS, of more rows: probes and few-shot tasks need enough of each class."""
+    return ["--max_train_samples", str(number), *TWO_STEPS[2:]]
+
+
 BASE, SFT, REWARD, PPO = (
     f"{recipe}/quickstart" for recipe in ("pretraining/causal", "finetuning/sft", "rlhf/reward", "rlhf/ppo")
 )
@@ -26,7 +33,8 @@ WORDPIECE, UNIGRAM, BART_TOKENS, FOREIGN_TOKENS = (
 )
 BART = "pretraining/denoising/quickstart"
 ARCHITECTURES = ("gpt1", "gpt2", "gpt3-banded", "llama1", "llama2")
-BEFORE = {name: ([], ["--vocab_size", "500", *FEW]) for name in (WORDPIECE, UNIGRAM, BART_TOKENS, FOREIGN_TOKENS)}
+BEFORE = {name: ([], ["--vocab_size", "500", *FEW]) for name in (UNIGRAM, BART_TOKENS, FOREIGN_TOKENS)}
+BEFORE[WORDPIECE] = ([], ["--max_train_samples", "6000", "--max_test_samples", "16"])  # answers must be one token each
 # Each quickstart, and other configs that run offline: what is made before it, and the flags that make it small.
 STAGES = {
     "tokenization/train/quickstart": ([], ["--vocab_size", "400", *FEW]),
@@ -34,7 +42,7 @@ STAGES = {
     "tokenization/compare/quickstart": ([], ["--vocab_size", "600", "--repeats", "1", *FEW]),
     BASE: (["tokenization/train/quickstart"], TWO_STEPS),
     **{f"pretraining/causal/{name}": (["tokenization/train/quickstart"], TWO_STEPS) for name in ARCHITECTURES},
-    ENCODER: ([WORDPIECE], [*TWO_STEPS, "--max_train_samples", "3000", "--duplicates", "1"]),
+    ENCODER: ([WORDPIECE], [*of_rows(3000), "--duplicates", "1"]),
     BART: ([BART_TOKENS], TWO_STEPS),
     "pretraining/translation/quickstart": ([BART, FOREIGN_TOKENS], [*TWO_STEPS, "--max_length", "16"]),
     "pretraining/translation/quickstart-stage-2": (
@@ -59,7 +67,7 @@ STAGES = {
     "finetuning/cross_lingual/quickstart": ([ENCODER], [*TWO_STEPS, "--language_steps", "2", "--seeds", "[0]"]),
     "finetuning/prompt_transfer/quickstart": (
         [ENCODER],
-        [*TWO_STEPS, "--target_steps", "2", "--seeds", "[0]", "--shots", "1", "--max_train_samples", "300"],
+        [*of_rows(300), "--target_steps", "2", "--seeds", "[0]", "--shots", "1"],
     ),
     "finetuning/comparison/quickstart": (
         [ENCODER],
