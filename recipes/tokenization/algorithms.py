@@ -4,6 +4,7 @@ Each is the paper's pipeline: what is done to a text, where it is cut before any
 how tokens become a text again.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -183,7 +184,7 @@ def unigram(texts: Iterable[str], method: TokenizerConfig) -> Tokenizer:
     vocabulary = [(piece, round(score, 4)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
     scores = dict(vocabulary[special:])
     letters = sorted((piece for piece in scores if len(piece) == 1), key=scores.get)
-    steps = (scores[above] - scores[below] > 1.5 * CAME_BACK for below, above in zip(letters, letters[1:]))
+    steps = (scores[above] - scores[below] > 1.5 * CAME_BACK for below, above in itertools.pairwise(letters))
     back = letters[: next((count for count, step in enumerate(steps, 1) if step), len(letters))]
     scores |= zip(sorted(back, reverse=True), [scores[piece] for piece in back])
     learned = sorted(scores.items(), key=lambda each: (-each[1], each[0]))
