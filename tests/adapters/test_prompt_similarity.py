@@ -2,8 +2,10 @@
 
 import math
 
+import numpy
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from recipes.adapters.prompt_similarity import (
     cosine_of_average_tokens,
@@ -11,6 +13,7 @@ from recipes.adapters.prompt_similarity import (
     similarity_table,
 )
 from recipes.adapters.published import read_tensors
+from scripts.prompt_similarity import main as program
 
 
 def cosine(first, second) -> float:
@@ -65,3 +68,24 @@ def test_the_published_prompts(root):
         assert row["cosine_of_average_tokens"] == pytest.approx(
             float(means[0] @ means[1] / means[0].norm() / means[1].norm())
         )
+
+
+def test_the_program_reads_both_forms_and_refuses_what_is_none(tmp_path, capsys):
+    numpy.save(tmp_path / "one.npy", numpy.eye(2, 3, dtype="float32"))
+    (tmp_path / "two").mkdir()
+    save_file({"prompt_embeddings": torch.eye(2, 3)}, tmp_path / "two/adapter_model.safetensors")
+    program([str(tmp_path / "one.npy"), str(tmp_path / "two")])
+    assert capsys.readouterr().out.splitlines()[-1] == "| one | two | 1.0000 | 0.5000 |"
+    numpy.save(tmp_path / "wide.npy", numpy.eye(2, 4, dtype="float32"))
+    numpy.save(tmp_path / "flat.npy", numpy.ones(3, dtype="float32"))
+    (tmp_path / "empty").mkdir()
+    for second, line in {
+        "one.npy": "one prompt alone is like nothing",
+        "wide.npy": "models of different width (3, 4)",
+        "flat.npy": "holds no soft prompt",
+        "empty": "holds no adapter_model.safetensors",
+        "gone.npy": "no such file",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            program([str(tmp_path / "one.npy"), str(tmp_path / second)])
+        assert line in capsys.readouterr().err
