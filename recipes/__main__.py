@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def list_recipes() -> None:
     """Every recipe and config with its one line, family by family; reads the folders and imports nothing."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` ends quietly
     family = None
     for recipe in recipes():
         if recipe.name.partition("/")[0] != family:
