@@ -11,7 +11,7 @@ from recipes.core.files import read_json, write_atomically, write_json, write_te
 
 RESULTS = ROOT / "results"
 BEGIN, END = "<!-- results: built by `make results`, do not edit -->", "<!-- end of results -->"
-KEPT = ("curves.png", "plot.png", "table.md", "frontier.png", "calibration.png", "samples.md")
+KEPT = ("curves.png", "plot.png", "table.md", "explain.md", "frontier.png", "calibration.png", "samples.md")
 TOLERANCE = 0.05  # of the committed figure, or absolute where it is below 1: other processors round differently
 
 
