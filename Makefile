@@ -101,7 +101,7 @@ format: | $(READY) ## put the style right
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 QUICKSTARTS = $(patsubst configs/%.yaml,%,$(wildcard configs/*/*/quickstart*.yaml))
-results: rlhf ## run every quickstart that changed, publish them to results/ and the README's table
+results: rlhf ## run every quickstart that changed, publish them to results/
 	$(foreach config,$(QUICKSTARTS),$(RECIPES) run $(config) --with_inputs --runs_dir $(RUNS) --overwrite changed &&) true
 	$(RECIPES) results --runs_dir $(RUNS)
 test: | $(READY) ## all tests that take seconds

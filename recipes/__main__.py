@@ -194,7 +194,7 @@ def processes_to_start(wanted: int | None) -> int | None:
 
 
 def results(runs_dir: Path, check: bool) -> None:
-    """Publish what was measured to `results/` and the README, or hold it against what is committed there."""
+    """Publish what was measured to `results/`, or hold it against what is committed there."""
     from recipes.core import publish
 
     if check:
@@ -204,7 +204,7 @@ def results(runs_dir: Path, check: bool) -> None:
         print("all figures agree with the committed ones")
         return
     names = publish.publish(runs_dir)
-    publish.update_readme()
+    publish.write_table()
     print("\n".join(names) or f"no finished run in {runs_dir}")
 
 
@@ -264,7 +264,7 @@ def dispatch(argv: Sequence[str] | None = None) -> None:
     running.add_argument(
         "--with_inputs", action="store_true", help="first run the configs that this one starts from (`runs/…`)"
     )
-    publishing = commands.add_parser("results", help="publish finished runs to results/ and the README's table")
+    publishing = commands.add_parser("results", help="publish finished runs to results/ and its table")
     publishing.add_argument("--runs_dir", type=Path, default=Path("runs"))
     publishing.add_argument("--check", action="store_true", help="only compare them with what is committed")
     options, overrides = parser.parse_known_args(argv)

@@ -1,6 +1,5 @@
-"""Committed results: what `runs/` measured goes to `results/`, and the README's table is built from there."""
+"""Committed results: what `runs/` measured goes to `results/`, and the table in its README is built from there."""
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,13 @@ from recipes.core.errors import UserError
 from recipes.core.files import read_json, write_atomically, write_json, write_text
 
 RESULTS = ROOT / "results"
-BEGIN, END = "<!-- results: built by `make results`, do not edit -->", "<!-- end of results -->"
+HEADER = """<!-- built by `make results`, do not edit -->
+# What was measured
+
+Each row by the command beside it; the files hold settings, versions, commit and hardware. In brackets the baseline that
+a figure is to be held against.
+
+"""
 KEPT = ("curves.png", "plot.png", "table.md", "explain.md", "frontier.png", "calibration.png", "samples.md")
 TOLERANCE = 0.05  # of the committed figure, or absolute where it is below 1: other processors round differently
 
@@ -83,7 +88,7 @@ def table() -> str:
             for key, value in baselines.items()
             if key not in result["metrics"]
         ]
-        link = f"[{name}](results/{name}.json)"
+        link = f"[{name}]({name}.json)"
         command = f"`python -m recipes run {name}`"
         rows.append(
             f"| {link} | {', '.join(figures)} | {result['seconds']:.0f} | {result['peak_memory_mib']:.0f} | {command} |"
@@ -95,9 +100,6 @@ def _short(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def update_readme() -> None:
-    """Put the table between the README's two marks."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    block = f"{BEGIN}\n{table()}\n{END}"
-    write_text(readme, re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL))
+def write_table() -> None:
+    """Write all committed results as one table, `results/README.md`."""
+    write_text(RESULTS / "README.md", f"{HEADER}{table()}\n")
