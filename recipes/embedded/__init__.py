@@ -2,9 +2,9 @@
 
 load("text") is for pretraining; load("instructions"), load("preferences") and load("prompts") are three views of one
 small world of checkable instructions, for SFT, reward models and RL; its gold scorer is recipes.embedded.instructions.
-load("docstrings") mixes two tasks over the same texts. load("topics"), load("summaries"), load("questions") and
-load("tags") are tasks that Python's own documentation poses; load("translations") and the two that begin with
-"second-language" are of a second language made from English.
+load("topics"), load("summaries"), load("questions") and load("tags") are tasks that Python's own documentation poses, of
+which load("docstrings") mixes three; load("translations") and the two that begin with "second-language" are of a second
+language made from English.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ _DATASETS = {
     "text": ("text", "documents", "Python's own documentation, docstrings and functions: real English, real code"),
     "english": ("text", "english", "the English half of text: documentation and docstrings"),
     "code": ("text", "code", "the other half of text: functions of Python's library"),
-    "docstrings": ("docstring_mixture", "docstring_tasks", "docstrings, each asked for its module and first words"),
     "instructions": (
         "instructions",
         "instructions",
@@ -32,6 +31,7 @@ _DATASETS = {
     "packages": ("docstrings", "packages", "docstrings, and a word for the package each is of: classification"),
     "kinds": ("docstrings", "kinds", "docstrings, and whether a class, function or method has each: classification"),
     "results": ("docstrings", "results", "docstrings, and whether the function returns a value: classification"),
+    "docstrings": ("docstrings", "tasks", "topics, kinds and results together: many tasks at once, by their names"),
     "summaries": ("docstrings", "summaries", "docstrings without their first line, and that line: summarisation"),
     "questions": ("docstrings", "questions", "questions whose answers stand in docstrings: extractive answering"),
     "tags": ("code_in_prose", "tags", "sentences about code, and which of their words are code: tagging"),

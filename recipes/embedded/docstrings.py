@@ -146,6 +146,17 @@ def results(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     return _labelled(result, seed, "results")
 
 
+def tasks(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Return the rows `task`, `prompt`, `completion`: topics, kinds and results together, told apart by the task alone."""
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    for task, labelled in (("topic", topics), ("kind", kinds), ("result", results)):
+        for split, rows in labelled(seed).items():
+            splits[split] += [{"task": task, "prompt": row["text"], "completion": row["label"]} for row in rows]
+    for split, rows in splits.items():
+        random.Random(f"{seed}-{split}-tasks").shuffle(rows)
+    return splits
+
+
 def _labelled(label: Callable[[Docstring], str | None], seed: int, name: str) -> dict[str, list[dict[str, str]]]:
     """Docstrings of at least 40 characters that have a label, without those that have two."""
     found: dict[str, list[Docstring]] = {}

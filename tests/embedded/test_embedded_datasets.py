@@ -12,7 +12,7 @@ import pytest
 
 import recipes
 from recipes.embedded import load, names
-from recipes.embedded.docstring_mixture import docstring_tasks
+from recipes.embedded.docstrings import kinds, results, tasks, topics
 from recipes.embedded.instructions import SIZES, instructions, preferences, prompts
 from recipes.embedded.task import KIND_OF
 from recipes.embedded.text import documents
@@ -23,7 +23,6 @@ COLUMNS = {
     "text": ["text", "source"],
     "english": ["text", "source"],
     "code": ["text", "source"],
-    "docstrings": ["task", "prompt", "completion"],
     "instructions": ["prompt", "completion", "task"],
     "preferences": ["prompt", "chosen", "rejected", "flipped"],
     "prompts": ["prompt", "task"],
@@ -31,6 +30,7 @@ COLUMNS = {
     "packages": ["text", "label"],
     "kinds": ["text", "label"],
     "results": ["text", "label"],
+    "docstrings": ["task", "prompt", "completion"],
     "summaries": ["source", "target"],
     "questions": ["question", "context", "answers"],
     "tags": ["words", "tags"],
@@ -57,7 +57,7 @@ def test_names_describes_what_load_can_make():
 
 
 def test_unknown_name_lists_the_known_ones():
-    known = "text, english, code, docstrings, instructions, preferences, prompts, topics"
+    known = "text, english, code, instructions, preferences, prompts, topics"
     with pytest.raises(ValueError, match=rf"'txt'.*{known}"):
         load("txt")
 
@@ -110,17 +110,16 @@ def test_no_content_of_test_in_train():
     assert seen["train"].isdisjoint(seen["test"])
 
 
-def test_every_docstring_is_asked_both_questions_and_the_first_words_are_its_own():
-    for rows in docstring_tasks().values():
-        assert len(rows) > 100
-        for module, first in zip(rows[::2], rows[1::2]):
-            assert (module["task"], first["task"]) == ("module", "first words")
-            assert module["prompt"] == first["prompt"]
-            assert len(module["prompt"]) <= 80
-            assert re.findall(r"\w+", first["prompt"].lower())[:3] == first["completion"].split()
-    train, test = ({row["completion"] for row in rows[::2]} for rows in docstring_tasks().values())
-    assert test <= train
-    assert len(train) == 12
+def test_the_mixture_holds_the_rows_of_its_tasks_and_no_others():
+    mixed = tasks()
+    for split, rows in mixed.items():
+        for task, labelled in (("topic", topics), ("kind", kinds), ("result", results)):
+            own = {(row["prompt"], row["completion"]) for row in rows if row["task"] == task}
+            assert own == {(row["text"], row["label"]) for row in labelled()[split]}
+    asked = {}
+    for row in mixed["train"]:
+        asked.setdefault(row["prompt"], set()).add(row["task"])
+    assert sum(len(of) > 1 for of in asked.values()) > 1000, "the text does not tell which task it is"
 
 
 def _content(prompt):
