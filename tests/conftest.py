@@ -287,15 +287,7 @@ def job(tiny, tmp_path_factory):
     for key in ("architectures", "transformers_version", "dtype", "id2label", "label2id"):
         scratch["model_config"].pop(key, None)
     task = {**trained, "dataset_name": str(folder / "tasks.jsonl")}
-    seq2seq = {
-        "model_type": "t5",
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 64,
-        "num_layers": 1,
-        "num_heads": 4,
-        "decoder_start_token_id": 0,
-    }
+    seq2seq = {"model_type": "bart", **BART, "decoder_start_token_id": 0, "forced_eos_token_id": None}
     groups = {  # answers come two to a prompt and serve two steps; an epoch is over after four steps
         "model_name_or_path": str(tiny / "model"),
         "reward_funcs": [str(tiny / "scorer")],
