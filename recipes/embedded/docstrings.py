@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from recipes.embedded.text import fraction, modules
 
@@ -73,15 +74,17 @@ class Docstring:
     Attributes:
         source: `package/module.py`.
         name: the definition's own name.
-        node: the definition.
         owner: its source and its top-level definition, which decide the split.
+        of_class: whether it is of a class and not of a function.
+        returns: whether a value is returned in the definition.
     """
 
     source: str
     name: str
-    node: ast.AST
     owner: str
     text: str
+    of_class: bool
+    returns: bool
 
     @property
     def topic(self) -> str | None:
@@ -97,16 +100,24 @@ class Docstring:
         return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", self.text)]
 
 
-def docstrings() -> Iterator[Docstring]:
-    """Yield the docstring of every class and function of the standard library."""
-    for source, _, tree in modules():
-        for node in tree.body:
+@cache
+def docstrings() -> tuple[Docstring, ...]:
+    """The docstring of every class and function of the standard library; read once in a process."""
+    return tuple(found for source, _, tree in modules() for found in _of_module(source, tree))
+
+
+def _of_module(source: str, tree: ast.Module) -> Iterator[Docstring]:
+    for top in tree.body:
+        if not isinstance(top, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        for node in ast.walk(top):
             if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                for child in ast.walk(node):
-                    if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                        text = (ast.get_docstring(child) or "").encode(errors="ignore").decode().strip()
-                        if text:
-                            yield Docstring(source, child.name, child, f"{source}:{node.name}", text)
+                text = (ast.get_docstring(node) or "").encode(errors="ignore").decode().strip()
+                if text:
+                    values = (child.value for child in ast.walk(node) if isinstance(child, ast.Return))
+                    returns = any(value is not None for value in values)
+                    is_class = isinstance(node, ast.ClassDef)
+                    yield Docstring(source, node.name, f"{source}:{top.name}", text, is_class, returns)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tasks
@@ -127,7 +138,7 @@ def kinds(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     """Return the rows `text`, `label`: a docstring, and whether it is of a class, of a function or of a method."""
 
     def kind(docstring: Docstring) -> str:
-        if isinstance(docstring.node, ast.ClassDef):
+        if docstring.of_class:
             return "class"
         return "function" if docstring.owner.endswith(f":{docstring.name}") else "method"
 
@@ -138,10 +149,7 @@ def results(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     """Return the rows `text`, `label`: the docstring of a function, and whether it returns a value."""
 
     def result(docstring: Docstring) -> str | None:
-        if isinstance(docstring.node, ast.ClassDef):
-            return None
-        returns = (child for child in ast.walk(docstring.node) if isinstance(child, ast.Return))
-        return "value" if any(child.value is not None for child in returns) else "none"
+        return None if docstring.of_class else "value" if docstring.returns else "none"
 
     return _labelled(result, seed, "results")
 

@@ -11,6 +11,7 @@ import sysconfig
 import textwrap
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 MIN_CHARACTERS = 40
@@ -30,7 +31,7 @@ def documents(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     Raises FileNotFoundError if this Python comes without the sources of its standard library.
     """
     source_of = {}
-    for source, text in [*topics(), *_standard_library()]:
+    for source, text in _all():
         text = text.encode(errors="ignore").decode().strip()  # a lone surrogate is no text
         if len(text) >= MIN_CHARACTERS:
             source_of.setdefault(text, source)
@@ -71,11 +72,11 @@ def topics() -> Iterator[tuple[str, str]]:
         yield f"topics/{name}", topics[name]
 
 
-def _standard_library() -> Iterator[tuple[str, str]]:
-    """Yield (source, text) of the docstrings and functions of every module."""
-    for source, code, tree in modules():
-        for text in _texts(tree, code.split("\n")):
-            yield source, text
+@cache
+def _all() -> tuple[tuple[str, str], ...]:
+    """(source, text) of the topics, and of the docstrings and functions of every module; read once in a process."""
+    library = ((source, text) for source, code, tree in modules() for text in _texts(tree, code.split("\n")))
+    return (*topics(), *library)
 
 
 def modules() -> Iterator[tuple[str, str, ast.Module]]:
