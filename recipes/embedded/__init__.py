@@ -31,7 +31,7 @@ _DATASETS = {
     "packages": ("docstrings", "packages", "docstrings, and a word for the package each is of: classification"),
     "kinds": ("docstrings", "kinds", "docstrings, and whether a class, function or method has each: classification"),
     "results": ("docstrings", "results", "docstrings, and whether the function returns a value: classification"),
-    "docstrings": ("docstrings", "tasks", "topics, kinds and results together: many tasks at once, by their names"),
+    "docstrings": ("docstrings", "tasks", "topics, packages and kinds together: many tasks at once, by their names"),
     "summaries": ("docstrings", "summaries", "docstrings without their first line, and that line: summarisation"),
     "questions": ("docstrings", "questions", "questions whose answers stand in docstrings: extractive answering"),
     "tags": ("code_in_prose", "tags", "sentences about code, and which of their words are code: tagging"),

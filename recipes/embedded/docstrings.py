@@ -155,9 +155,9 @@ def results(seed: int = 0) -> dict[str, list[dict[str, str]]]:
 
 
 def tasks(seed: int = 0) -> dict[str, list[dict[str, str]]]:
-    """Return the rows `task`, `prompt`, `completion`: topics, kinds and results together, told apart by the task alone."""
+    """Return the rows `task`, `prompt`, `completion`: topics, packages and kinds together, told apart by the task alone."""
     splits: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
-    for task, labelled in (("topic", topics), ("kind", kinds), ("result", results)):
+    for task, labelled in (("topic", topics), ("package", packages), ("kind", kinds)):
         for split, rows in labelled(seed).items():
             splits[split] += [{"task": task, "prompt": row["text"], "completion": row["label"]} for row in rows]
     for split, rows in splits.items():

@@ -12,7 +12,7 @@ import pytest
 
 import recipes
 from recipes.embedded import load, names
-from recipes.embedded.docstrings import kinds, results, tasks, topics
+from recipes.embedded.docstrings import kinds, packages, tasks, topics
 from recipes.embedded.instructions import SIZES, instructions, preferences, prompts
 from recipes.embedded.task import KIND_OF
 from recipes.embedded.text import documents
@@ -113,7 +113,7 @@ def test_no_content_of_test_in_train():
 def test_the_mixture_holds_the_rows_of_its_tasks_and_no_others():
     mixed = tasks()
     for split, rows in mixed.items():
-        for task, labelled in (("topic", topics), ("kind", kinds), ("result", results)):
+        for task, labelled in (("topic", topics), ("package", packages), ("kind", kinds)):
             own = {(row["prompt"], row["completion"]) for row in rows if row["task"] == task}
             assert own == {(row["text"], row["label"]) for row in labelled()[split]}
     asked = {}
