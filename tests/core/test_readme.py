@@ -39,7 +39,7 @@ def test_the_command_is_one(command, main, root, monkeypatch):
     elif words[:3] == ["python", "-m", "recipes"]:
         assert words[3] in ("run", "list", "show", "validate", "results", "plan")
         if words[3] == "run":
-            config, options = words[4], words[5:]
+            config, options = words[4], [word for word in words[5:] if word != "--with_inputs"]
             if "--launch" in options:
                 at = options.index("--launch")
                 assert launch_profile(options[at + 1])
