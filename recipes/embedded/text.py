@@ -31,7 +31,7 @@ def documents(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     Raises FileNotFoundError if this Python comes without the sources of its standard library.
     """
     source_of = {}
-    for source, text in _all():
+    for source, text in _all(_library()):
         text = text.encode(errors="ignore").decode().strip()  # a lone surrogate is no text
         if len(text) >= MIN_CHARACTERS:
             source_of.setdefault(text, source)
@@ -73,18 +73,22 @@ def topics() -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _all() -> tuple[tuple[str, str], ...]:
+def _all(root: Path) -> tuple[tuple[str, str], ...]:
     """(source, text) of the topics, and of the docstrings and functions of every module; read once in a process."""
-    library = ((source, text) for source, code, tree in modules() for text in _texts(tree, code.split("\n")))
+    library = ((source, text) for source, code, tree in modules(root) for text in _texts(tree, code.split("\n")))
     return (*topics(), *library)
 
 
-def modules() -> Iterator[tuple[str, str, ast.Module]]:
-    """Yield (path, code, syntax tree) of every module of the standard library.
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def modules(root: Path | None = None) -> Iterator[tuple[str, str, ast.Module]]:
+    """Yield (path, code, syntax tree) of every module below a folder, the standard library's by default.
 
     Raises FileNotFoundError if this Python comes without the sources.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = root or _library()
     paths = [path for path in sorted(root.rglob("*.py")) if SKIPPED.isdisjoint(path.relative_to(root).parts)]
     if not paths:
         raise FileNotFoundError(f"no sources of the standard library under {root}")
