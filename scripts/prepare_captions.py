@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         if not source.is_file():
             raise UserError(f"{source}: no such file; --data names the folder that holds emoji_captions")
         check_writable(options.output_dir)
-        target = options.output_dir / "captions.jsonl"
+        target = options.output_dir / "train.jsonl"
         text = source.read_text(encoding="utf-8")
         write_text(target, text)
         print(f"{target}: {text.count(chr(10))} rows")
