@@ -2,7 +2,7 @@
 
 Each turn is a process of its own. The recipe's time is that of its training, from Trainer's first batch to its last update,
 with its log and its checks; checkpoints are left out, since the loop writes none. Whichever of two neighbours runs first may
-be the slower one, so the figure is the geometric mean of two medians of their ratio: of the rounds that the recipe began, and
+be the slower one, so the figure is the geometric mean of two medians of their ratio: of rounds that the recipe began, and
 of those that the loop began.
 
 Run: python -m scripts.bench.causal --steps 1000 --rounds 5
