@@ -1,6 +1,5 @@
 """Sampling responses: a decoding loop that drops the sequences that have ended from its batch."""
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -23,35 +22,34 @@ def in_steps(length: int) -> int:
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values of a layer in memory that is reserved once, in place of a longer copy for every token.
+    """Keys and values of a layer in memory that grows a few tokens at a time, in place of a longer copy for every token.
 
-    It gives a few more than there are, which the mask must hide, so that products of matrices come in few shapes.
+    It gives a few more than there are, which the mask must hide, so that products of matrices come in few shapes; and all
+    that it holds, since a part of it would be copied for every product.
     """
 
-    def __init__(self, capacity: int):
+    def __init__(self):
         super().__init__()
-        self.capacity, self.length = capacity, 0
-        self.reserved: list[Tensor] = []
+        self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            rows, heads, _, _ = key_states.shape
-            self.reserved = [
-                new.new_zeros(rows, heads, self.capacity, new.size(3)) for new in (key_states, value_states)
-            ]
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         end = self.length + key_states.size(2)
-        for reserved, new in zip(self.reserved, (key_states, value_states), strict=True):
-            reserved[:, :, self.length : end] = new
+        room = in_steps(end) - self.keys.size(2)
+        if room > 0:
+            self.keys, self.values = (nn.functional.pad(kept, (0, 0, 0, room)) for kept in (self.keys, self.values))
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
         self.length = end
-        self.keys, self.values = (reserved[:, :, : in_steps(end)] for reserved in self.reserved)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.length
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.reserved = [reserved[indices] for reserved in self.reserved]
+        self.keys, self.values = self.keys[indices], self.values[indices]
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,9 @@ def generate(
     responses |= {name: torch.zeros_like(uniforms) for name in names}
     rows = torch.arange(size, device=device)  # of the responses, for each row of the shrinking batch
     ended = torch.zeros_like(rows, dtype=torch.bool)
-    capacity = in_steps(start + length)
-    seen = nn.functional.pad(prompt_mask.bool(), (0, capacity - start))
+    seen = nn.functional.pad(prompt_mask.bool(), (0, in_steps(start + length) - start))
     positions = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, capacity))
+    cache = Cache(layer_class_to_replicate=RoomyLayer)
 
     inputs = prompt_ids
     # a token sees the real ones before it; and itself, so that the padding, which nobody sees, has something to look at

@@ -52,50 +52,52 @@ class _HeadLogprobs(torch.autograd.Function):
         bias = None if bias is None else (bias / temperature).to(dtype)
         ctx.block = max(1, BLOCK_BYTES // (4 * len(weight)))
         ctx.rows = max(1, CACHED_NUMBERS // len(weight)) if device == "cpu" else ctx.block
-        logprobs, normalizers, entropies = [], [], []
+        logprobs, entropies = [], []
         with torch.autocast(device, enabled=False):
             for block, chosen in zip(states.split(ctx.block), tokens.split(ctx.block), strict=True):
                 raw = linear(block, weight, bias)
                 for logits, token in zip(raw.split(ctx.rows), chosen.split(ctx.rows), strict=True):
-                    logits = logits.float()
-                    highest = logits.amax(dim=-1, keepdim=True)
-                    weights = (logits - highest).exp_()
-                    total = weights.sum(dim=-1)
-                    normalizers.append(highest.squeeze(-1) + total.log())
-                    logprobs.append(logits.gather(-1, token.unsqueeze(-1)).squeeze(-1) - normalizers[-1])
+                    every = logits.log_softmax(dim=-1, dtype=torch.float32)
+                    logprobs.append(every.gather(-1, token.unsqueeze(-1)).squeeze(-1))
                     if with_entropy:
-                        entropies.append(normalizers[-1] - weights.mul_(logits).sum(dim=-1) / total)
+                        entropies.append(-every.exp().mul_(every).sum(dim=-1))
         if len(states) <= ctx.block and any(ctx.needs_input_grad):
             ctx.kept = raw
-        entropy = torch.cat(entropies) if with_entropy else None
-        ctx.save_for_backward(states, weight, bias, tokens, torch.cat(normalizers), entropy)
-        return torch.cat(logprobs), entropy
+        logprobs, entropy = torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+        ctx.save_for_backward(states, weight, bias, tokens, logprobs, entropy)
+        return logprobs, entropy
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy):
-        states, weight, bias, tokens, normalizers, entropy = ctx.saved_tensors
+        states, weight, bias, tokens, logprobs, entropy = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_entropy = entropy is not None
         grad_states, grad_weight, grad_bias = [], None, None
         with torch.autocast(states.device.type, enabled=False):
             for start in range(0, len(states), ctx.block):
                 block = slice(start, start + ctx.block)
                 raw = ctx.kept if ctx.kept is not None else linear(states[block], weight, bias)
-                for first in range(0, len(raw), ctx.rows):
+                factor = -torch.ones_like(grad_logprobs[block]) if needs_entropy else -grad_logprobs[block]
+                for first in range(0, len(raw), ctx.rows):  # the gradient takes the place of the logits
                     rows = slice(start + first, min(start + first + ctx.rows, start + len(raw)))
-                    logits, slope = raw[first : first + ctx.rows], grad_logprobs[rows].unsqueeze(-1)
-                    grad = logits.float() - normalizers[rows].unsqueeze(-1)
-                    factor = -slope
-                    if grad_entropy is not None and entropy is not None:
-                        factor = factor - grad_entropy[rows].unsqueeze(-1) * (grad + entropy[rows].unsqueeze(-1))
-                    grad = grad.exp_().mul_(factor).scatter_add_(1, tokens[rows].unsqueeze(-1), slope)
-                    logits.copy_(grad)  # the gradient takes the place of the logits
+                    logits, token = raw[first : first + ctx.rows], tokens[rows].unsqueeze(-1)
+                    if needs_entropy:
+                        every, slope = (
+                            logits.log_softmax(dim=-1, dtype=torch.float32),
+                            grad_logprobs[rows].unsqueeze(-1),
+                        )
+                        slopes = slope + grad_entropy[rows].unsqueeze(-1) * (every + entropy[rows].unsqueeze(-1))
+                        logits.copy_(every.exp_().mul_(slopes).scatter_add_(1, token, -slope))
+                    else:  # p - 1_a; what a whole row is multiplied by waits for products that are narrower
+                        logits.copy_(logits.softmax(dim=-1))
+                        logits.scatter_(1, token, torch.expm1(logprobs[rows]).to(logits.dtype).unsqueeze(-1))
                 if needs_hidden:
-                    grad_states.append(raw @ weight)
+                    grad_states.append((raw @ weight) * factor.unsqueeze(-1))
                 if needs_weight:
-                    part = (raw.T @ states[block]).to(ctx.dtypes[1])
+                    part = (raw.T @ (states[block] * factor.unsqueeze(-1)).to(raw.dtype)).to(ctx.dtypes[1])
                     grad_weight = part if grad_weight is None else grad_weight.add_(part)
                 if needs_bias:
-                    part = raw.sum(dim=0, dtype=torch.float32).to(ctx.dtypes[1]) / ctx.temperature
+                    part = (raw.T @ factor.to(raw.dtype)).to(ctx.dtypes[1]) / ctx.temperature
                     grad_bias = part if grad_bias is None else grad_bias.add_(part)
         ctx.kept = None
         grad_hidden = torch.cat(grad_states).to(ctx.dtypes[0]) / ctx.temperature if needs_hidden else None

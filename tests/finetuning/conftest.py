@@ -1,6 +1,7 @@
 """Small models of each kind with their tokenizers, and a little data for each task."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 
 
 @pytest.fixture(scope="session")
-def models(tiny) -> Path:
-    """The folder of `tiny`, and in it: `encoder`, a BERT of 2 layers with a WordPiece tokenizer; `t5` and `bart`."""
+def models(tiny, tmp_path_factory) -> Path:
+    """A folder with the models of `tiny`, `encoder`, a BERT of 2 layers with a WordPiece, `t5` and a `bart` of its own."""
     import torch
     from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
     from tokenizers.models import WordPiece
@@ -38,6 +39,10 @@ def models(tiny) -> Path:
     names = {f"{name[1:-1].lower()}_token": name for name in special}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("model", "scorer", "tokenizer"):
+        shutil.copytree(tiny / name, folder / name)
+
     torch.manual_seed(0)
     small = {"pad_token_id": 0, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
     config = BertConfig(
@@ -48,8 +53,8 @@ def models(tiny) -> Path:
         initializer_range=0.2,
         **small,
     )
-    BertForPreTraining(config).save_pretrained(tiny / "encoder")
-    tokenizer.save_pretrained(tiny / "encoder")
+    BertForPreTraining(config).save_pretrained(folder / "encoder")
+    tokenizer.save_pretrained(folder / "encoder")
 
     tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
     ends = {
@@ -73,9 +78,9 @@ def models(tiny) -> Path:
         **ends,
     )
     for name, model in (("t5", T5ForConditionalGeneration(t5)), ("bart", BartForConditionalGeneration(bart))):
-        model.save_pretrained(tiny / name)
-        tokenizer.save_pretrained(tiny / name)
-    return tiny
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")
