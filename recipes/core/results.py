@@ -52,8 +52,11 @@ def hardware() -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
-        processor = next(lines, f": {processor}").partition(":")[2].strip()
+        pairs = (line.partition(":") for line in cpuinfo.read_text().split("\n\n")[0].splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in pairs}
+        processor = facts.get("model name", processor)
+        if {"cpu family", "model"} <= facts.keys():  # virtual machines name all of a maker's generations alike
+            processor += f" (family {facts['cpu family']}, model {facts['model']})"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
     return {
         "processor": processor,

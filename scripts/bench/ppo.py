@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,13 +230,35 @@ def hardware_name(hardware: dict[str, Any]) -> str:
     return ", ".join(hardware["accelerators"]) or f"{hardware['processor']}, {hardware['cores']} cores"
 
 
-def report(rows: list[dict[str, Any]], hardware: dict[str, Any]) -> str:
+def product_rates() -> dict[str, float]:
+    """GFLOP/s of products of matrices on this machine, by dtype: bf16 can gain no more than their ratio."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, inner, columns = (1280, 512, 1408) if device == "cpu" else (8192, 8192, 8192)
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.ones(shape, dtype=dtype, device=device) for shape in ((rows, inner), (columns, inner)))
+        seconds = []
+        for _ in range(100):
+            began = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        rates[str(dtype).removeprefix("torch.")] = 2e-9 * rows * inner * columns / statistics.median(seconds)
+    return rates
+
+
+def report(rows: list[dict[str, Any]], hardware: dict[str, Any], rates: dict[str, float]) -> str:
     """The table as Markdown."""
     lines = [
         f"# PPO against TRL {TRL}: {hardware_name(hardware)}",
         "",
         "Faster: TRL's seconds an update over ours, median of the rounds' ratios and their range; memory: the peak over the "
         "imports as a share of TRL's. Versions, threads, commit and the command of each row are in the JSON beside this.",
+        "",
+        f"Products of matrices: {', '.join(f'{rate:,.0f} GFLOP/s in {dtype}' for dtype, rate in rates.items())}.",
         "",
         "| model | responses | episodes | form | against | faster | range | s an update | TRL's | memory | tokens | TRL's |",
         f"| {' | '.join(['---'] * 5 + ['---:'] * 7)} |",
@@ -263,9 +286,10 @@ def benchmark(options: argparse.Namespace) -> None:
     path = options.output_dir / f"ppo-{slug}.json"
     found = (read_json(path) or {"rows": []})["rows"]
     merged = sorted(({key(row): row for row in found} | {key(row): row for row in rows}).values(), key=key)
-    write_json(path, {"hardware": hardware, "rows": merged})
-    write_text(path.with_suffix(".md"), report(merged, hardware))
-    print(report(rows, hardware), path, sep="\n")
+    rates = product_rates()
+    write_json(path, {"hardware": hardware, "product_rates": rates, "rows": merged})
+    write_text(path.with_suffix(".md"), report(merged, hardware, rates))
+    print(report(rows, hardware, rates), path, sep="\n")
 
 
 def profile(options: argparse.Namespace) -> None:
