@@ -14,10 +14,10 @@ from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.pretraining.blank_rows import InfillingCollator, InfillingRows, check_model
 from recipes.pretraining.blank_samples import filled_and_continued
 from recipes.pretraining.blanks import VARIANTS
+from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer
 from recipes.pretraining.ngrams import label_stream, ngram_losses
 from recipes.pretraining.samples import is_whole, write_samples
-from recipes.pretraining.segments import CountEpochs
 from recipes.pretraining.sentences import read_corpus
 
 

@@ -25,12 +25,13 @@ from recipes.pretraining.blanks import (
     cut_sentences,
     infilling,
 )
+from recipes.pretraining.drawn_rows import RangeRows
 from recipes.pretraining.sentences import Corpus
 from recipes.pretraining.unified_masks import as_attention_mask
 from recipes.pretraining.unified_rows import sentence_runs
 
 
-class InfillingRows(torch.utils.data.Dataset):
+class InfillingRows(RangeRows):
     """Items for `InfillingCollator`: a run of sentences, what is to be cut out of it, and what that depends on.
 
     Args:
@@ -39,23 +40,15 @@ class InfillingRows(torch.utils.data.Dataset):
     """
 
     def __init__(self, corpus: Corpus, max_length: int, shares: list[float], split: int = 0, seed: int = 0):
-        self.corpus, self.split, self.seed = corpus, split, seed
+        super().__init__(sentence_runs(corpus, max_length), split)
+        self.corpus, self.seed = corpus, seed
         self.bounds = np.cumsum(shares[:-1]) / sum(shares)
-        self.ranges = sentence_runs(corpus, max_length)
-        if not len(self.ranges):
+        if not len(self):
             raise UserError("the documents of a split have not one run of four tokens; take more or longer texts")
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.ranges[:, 1] - self.ranges[:, 0]
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         begin, end = self.ranges[row]
-        draw = (self.split, int(self.epoch), row)
+        draw = self.draw(row)
         number = np.random.default_rng((self.seed, *draw, 1)).random()
         sentences = np.searchsorted(self.corpus.sentences, np.arange(begin, end), side="right")
         return {

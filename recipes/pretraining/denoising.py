@@ -13,10 +13,10 @@ from transformers import AutoModelForSeq2SeqLM, TrainingArguments
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.core.errors import did_you_mean
 from recipes.pretraining.denoised import rebuilt_documents, token_stream
+from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.ngrams import ngram_losses
 from recipes.pretraining.noise import HIDDEN, NOISES, Noise
 from recipes.pretraining.reconstruction import DocumentDataset, NoiseCollator, ReconstructionTrainer
-from recipes.pretraining.segments import CountEpochs
 from recipes.pretraining.sentences import read_corpus
 
 NEEDS = ("mask_token", "pad_token", "bos_token", "eos_token")

@@ -11,10 +11,11 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, Training
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.pretraining.cloze import filled_blanks, unigram_baselines
+from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer, check_model
 from recipes.pretraining.masking import MaskingCollator
 from recipes.pretraining.probing import make_probe
-from recipes.pretraining.segments import CountEpochs, SegmentDataset
+from recipes.pretraining.segments import SegmentDataset
 from recipes.pretraining.sentences import read_corpus
 
 NEEDS = ("mask_token", "pad_token", "cls_token", "sep_token")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from recipes.pretraining.drawn_rows import DrawnRows
 from recipes.pretraining.spans import IGNORED, shift_right
 
 
@@ -27,7 +28,7 @@ def mixing_rates(sizes: Sequence[int], limit: float, temperature: float) -> np.n
     return rates / rates.sum()
 
 
-class Mixture(torch.utils.data.Dataset):
+class Mixture(DrawnRows):
     """Examples of several tasks, each drawn anew in each epoch: first its task by the rates, then one of the task's.
 
     Which, depends on the seed, the epoch and the item's number alone. An epoch is as long as all examples together,
@@ -40,11 +41,11 @@ class Mixture(torch.utils.data.Dataset):
     def __init__(
         self, encoded: dict[str, list[tuple[list[int], list[int]]]], limit: int, temperature: float, seed: int
     ):
+        super().__init__()
         self.tasks, self.seed = list(encoded.values()), seed
         sizes = [len(task) for task in self.tasks]
         self.rates = mixing_rates(sizes, limit, temperature)
         self.length = sum(min(size, limit) for size in sizes)
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
 
     def __len__(self) -> int:
         return self.length

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
+from recipes.pretraining.drawn_rows import RangeRows
 from recipes.pretraining.length_groups import LengthGroupedTrainer
 from recipes.pretraining.masking import IGNORED, pad
 from recipes.pretraining.noise import HIDDEN
@@ -19,26 +20,17 @@ from recipes.pretraining.segments import full_sentences
 from recipes.pretraining.sentences import Corpus
 
 
-class DocumentDataset(torch.utils.data.Dataset):
+class DocumentDataset(RangeRows):
     """Documents, or parts of them that fit, as tokens without special ones, with the offsets of their sentences.
 
     Args:
         max_tokens: tokens of a row; a longer document becomes several rows of whole sentences.
-        split: a number of the split, so that no two splits share their random numbers.
-        dynamic: the noise changes from epoch to epoch.
+        split, dynamic: see `DrawnRows`.
     """
 
     def __init__(self, corpus: Corpus, max_tokens: int, split: int = 0, dynamic: bool = True):
-        self.corpus, self.split, self.dynamic = corpus, split, dynamic
-        self.ranges = full_sentences(corpus, max_tokens, across=False)[:, 0]
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.ranges[:, 1] - self.ranges[:, 0]
+        super().__init__(full_sentences(corpus, max_tokens, across=False)[:, 0], split, dynamic)
+        self.corpus = corpus
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         begin, end = self.ranges[row]
@@ -47,7 +39,7 @@ class DocumentDataset(torch.utils.data.Dataset):
         return {
             "tokens": self.corpus.tokens[begin:end].astype(np.int64),
             "sentences": np.unique(np.concatenate([[begin], inside, [end]])) - begin,
-            "draw": (self.split, int(self.epoch) if self.dynamic else 0, row),
+            "draw": self.draw(row),
         }
 
 

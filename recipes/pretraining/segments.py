@@ -9,10 +9,10 @@ from array import array
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
 from recipes.core import UserError
+from recipes.pretraining.drawn_rows import RangeRows
 from recipes.pretraining.sentences import Corpus
 
 
@@ -101,7 +101,7 @@ def full_sentences(corpus: Corpus, max_tokens: int, across: bool = True) -> np.n
     return np.asarray(rows)[:, None]
 
 
-class SegmentDataset(torch.utils.data.Dataset):
+class SegmentDataset(RangeRows):
     """Items for `MaskingCollator`: `[CLS] A [SEP] B [SEP]` or `[CLS] sentences [SEP]`, and what its mask depends on.
 
     Args:
@@ -109,8 +109,7 @@ class SegmentDataset(torch.utils.data.Dataset):
         pairs: whether rows are pairs; else full sentences.
         short_share: see `sentence_pairs`.
         duplicates: how often the documents are made into rows, each time into other pairs and with other masks.
-        dynamic: masks change from epoch to epoch; else a row has one for ever.
-        split: a number of the split, so that no two splits share their random numbers.
+        dynamic, split: see `DrawnRows`.
     """
 
     def __init__(
@@ -125,26 +124,18 @@ class SegmentDataset(torch.utils.data.Dataset):
         split: int = 0,
         seed: int = 0,
     ):
-        self.corpus, self.dynamic, self.split = corpus, dynamic, split
-        self.begin, self.end = tokenizer.cls_token_id, tokenizer.sep_token_id
-        self.special = np.asarray(tokenizer.all_special_ids)
         if pairs:
             made = [
                 sentence_pairs(corpus, max_length - 3, short_share, np.random.default_rng((seed, split, number)))
                 for number in range(duplicates)
             ]
-            self.ranges, self.labels = (np.concatenate(parts) for parts in zip(*made))
+            ranges, self.labels = (np.concatenate(parts) for parts in zip(*made))
         else:
-            self.ranges, self.labels = np.tile(full_sentences(corpus, max_length - 2), (duplicates, 1, 1)), None
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, but for the special ones around its segments."""
-        return (self.ranges[..., 1] - self.ranges[..., 0]).sum(1)
+            ranges, self.labels = np.tile(full_sentences(corpus, max_length - 2), (duplicates, 1, 1)), None
+        super().__init__(ranges, split, dynamic)
+        self.corpus = corpus
+        self.begin, self.end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self.special = np.asarray(tokenizer.all_special_ids)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         tokens, starts, kinds = [[self.begin]], [[True]], [[0]]
@@ -160,21 +151,8 @@ class SegmentDataset(torch.utils.data.Dataset):
         item = {
             "input_ids": ids,
             "words": np.where(np.isin(ids, self.special), -1, np.cumsum(np.concatenate(starts)) - 1),
-            "draw": (self.split, int(self.epoch) if self.dynamic else 0, row),
+            "draw": self.draw(row),
         }
         if self.labels is not None:
             item |= {"token_type_ids": np.concatenate(kinds), "next_sentence_label": int(self.labels[row])}
         return item
-
-
-class CountEpochs(TrainerCallback):
-    """Tells a dataset which epoch begins: `epoch`, [1], int64, in shared memory. On a resume too.
-
-    accelerate calls `set_epoch` of datasets in runs of one process only.
-    """
-
-    def __init__(self, dataset: torch.utils.data.Dataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.epoch.fill_(int(state.epoch or 0))

@@ -12,10 +12,10 @@ from transformers import AutoModelForSeq2SeqLM, TrainingArguments
 
 from recipes.core import ModelConfig, Run, UserError, recipe
 from recipes.pretraining.corpus import CorpusConfig
+from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.encoder_decoder import optimizer_of, prepare, written_spans
 from recipes.pretraining.ngrams import label_stream, ngram_losses
 from recipes.pretraining.samples import is_whole, write_samples
-from recipes.pretraining.segments import CountEpochs
 from recipes.pretraining.spans import SpanCorruption, noise_counts, raw_length
 from recipes.pretraining.token_rows import TokenRows
 from recipes.pretraining.trainer import PretrainingTrainer, mean_over_tokens

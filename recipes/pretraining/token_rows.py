@@ -3,28 +3,28 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from recipes.core import UserError
 from recipes.pretraining.corpus import Tokens
+from recipes.pretraining.drawn_rows import DrawnRows
 
 
-class TokenRows(torch.utils.data.Dataset):
+class TokenRows(DrawnRows):
     """Rows of `length` tokens cut from all documents joined.
 
     An item holds `input_ids`, [length], and `draw`, the numbers (split, epoch, row) from which, with the run's seed, a
     collator draws the row's noise: the same whatever batch, worker or process the row is in, and after a resume.
 
     Args:
-        split: a number of the split, so that no two splits share their noise.
+        split: see `DrawnRows`.
 
     Raises:
         UserError: the documents do not fill one row.
     """
 
     def __init__(self, tokens: Tokens, length: int, split: int = 0):
-        self.ids, self.length, self.split = tokens.ids, length, split
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
+        super().__init__(split)
+        self.ids, self.length = tokens.ids, length
         if len(self) == 0:
             raise UserError(f"max_length: the {len(self.ids)} tokens of a split do not fill one row of {length}")
 
@@ -33,7 +33,7 @@ class TokenRows(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         tokens = self.ids[row * self.length : (row + 1) * self.length].astype(np.int64)
-        return {"input_ids": tokens, "draw": (self.split, int(self.epoch), row)}
+        return {"input_ids": tokens, "draw": self.draw(row)}
 
 
 def draw(rows: list[dict[str, Any]], seed: int, *shape: int) -> np.ndarray:

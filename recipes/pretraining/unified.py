@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, TrainingArguments
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer, check_model
 from recipes.pretraining.samples import is_whole, write_samples
-from recipes.pretraining.segments import CountEpochs
 from recipes.pretraining.sentences import read_corpus
 from recipes.pretraining.unified_masks import BIDIRECTIONAL, OBJECTIVES, give_six_types
 from recipes.pretraining.unified_rows import UnifiedCollator, UnifiedRows

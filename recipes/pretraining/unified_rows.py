@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from recipes.core import UserError
+from recipes.pretraining.drawn_rows import RangeRows
 from recipes.pretraining.masking import IGNORED, conceal
 from recipes.pretraining.sentences import Corpus
 from recipes.pretraining.unified_masks import (
@@ -41,7 +42,7 @@ def sentence_runs(corpus: Corpus, max_tokens: int) -> np.ndarray:
     return np.asarray(rows, dtype=np.int64).reshape(-1, 2)
 
 
-class UnifiedRows(torch.utils.data.Dataset):
+class UnifiedRows(RangeRows):
     """Items for `UnifiedCollator`: a text in one segment or two, its objective, and what its mask depends on.
 
     Objective, the place where a pair is cut (after a sentence where it has several) and, for half of the bidirectional
@@ -65,22 +66,14 @@ class UnifiedRows(torch.utils.data.Dataset):
         objective: int | None = None,
         next_sentence_prediction: bool = True,
     ):
-        self.corpus, self.split, self.seed, self.objective = corpus, split, seed, objective
+        super().__init__(sentence_runs(corpus, max_length - 3), split)
+        self.corpus, self.seed, self.objective = corpus, seed, objective
         self.next_sentence_prediction = next_sentence_prediction
-        self.ranges = sentence_runs(corpus, max_length - 3)
-        if len(self.ranges) < 2:
+        if len(self) < 2:
             raise UserError("the documents of a split have not two runs of four tokens; take more or longer texts")
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it too
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.ranges[:, 1] - self.ranges[:, 0]
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        draw = (self.split, int(self.epoch), row)
+        draw = self.draw(row)
         numbers = np.random.default_rng((self.seed, *draw, 1))
         drawn = int(numbers.choice(4, p=PROPORTIONS))
         objective = drawn if self.objective is None else self.objective

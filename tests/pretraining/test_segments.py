@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from recipes.core import UserError
+from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masking import MaskingCollator
-from recipes.pretraining.segments import CountEpochs, SegmentDataset, _cut_to_fit, full_sentences, sentence_pairs
+from recipes.pretraining.segments import SegmentDataset, _cut_to_fit, full_sentences, sentence_pairs
 from recipes.pretraining.sentences import Corpus, read_corpus, split_sentences
 
 

@@ -8,7 +8,7 @@ import pytest
 from recipes.core.config import nest, read_yaml
 
 NANOGPT = {  # config/train_shakespeare_char.py with the flags of its README for a CPU
-    "max_length": 64,
+    "max_length": 65,  # a block of 64 and the token after it, which is the last one's label
     "max_steps": 2000,
     "per_device_train_batch_size": 12,
     "learning_rate": 1e-3,
@@ -18,7 +18,7 @@ NANOGPT = {  # config/train_shakespeare_char.py with the flags of its README for
     "adam_beta2": 0.99,
     "max_grad_norm": 1.0,
 }
-MODEL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+MODEL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 65, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
 def test_the_settings_are_nanogpts(root):
