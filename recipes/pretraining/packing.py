@@ -29,11 +29,10 @@ class PackedDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         tokens = self.ids[row * self.length : (row + 1) * self.length].astype(np.int64)
-        places = np.arange(self.length)
-        begins = np.zeros(self.length, dtype=np.int64)  # where the document of each token begins
-        begins[1:] = np.where(tokens[:-1] == self.eos_token_id, places[1:], 0)
-        positions = torch.from_numpy(places - np.maximum.accumulate(begins))
-        tokens = torch.from_numpy(tokens)
+        positions = np.arange(self.length)
+        for end in np.flatnonzero(tokens[:-1] == self.eos_token_id):
+            positions[end + 1 :] -= positions[end + 1]
+        tokens, positions = torch.from_numpy(tokens), torch.from_numpy(positions)
         return {"input_ids": tokens, "position_ids": positions, "labels": tokens.masked_fill(positions == 0, -100)}
 
 
