@@ -145,6 +145,7 @@ def tiny(tmp_path_factory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         num_labels=1,
+        classifier_dropout=0.0,
     )
     for name, cls in (("model", LlamaForCausalLM), ("scorer", LlamaForSequenceClassification)):
         cls(config).save_pretrained(folder / name)
@@ -284,7 +285,7 @@ def job(tiny, tmp_path_factory):
     }
     trained = {"model_name_or_path": str(tiny / "model"), "max_length": 64}
     scratch = {"model_config": json.loads((tiny / "model" / "config.json").read_text()), "max_length": 16}
-    for key in ("architectures", "transformers_version", "dtype", "id2label", "label2id"):
+    for key in ("architectures", "transformers_version", "dtype", "id2label", "label2id", "classifier_dropout"):
         scratch["model_config"].pop(key, None)
     task = {**trained, "dataset_name": str(folder / "tasks.jsonl")}
     seq2seq = {"model_type": "bart", **BART, "decoder_start_token_id": 0, "forced_eos_token_id": None}
@@ -362,6 +363,17 @@ def job(tiny, tmp_path_factory):
         return ["--config", str(config), "--output_dir", str(output_dir), *more]
 
     return command_line
+
+
+@pytest.fixture(scope="session")
+def without_dropout():
+    """`without_dropout("pretraining/masked")`: options for a job whose processes are to draw nothing for themselves."""
+    rates = {
+        "pretraining/masked": ["hidden_dropout_prob", "attention_probs_dropout_prob"],
+        "pretraining/denoising": ["dropout"],
+        "finetuning/sequence_to_sequence": ["dropout"],
+    }
+    return lambda recipe: [word for rate in rates.get(recipe, []) for word in (f"--model_config.{rate}", "0.0")]
 
 
 TIMINGS = ("runtime", "_per_second", "preparation_time", "step_time")

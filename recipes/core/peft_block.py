@@ -147,6 +147,13 @@ def whole_head(module: str) -> str:
     return ".".join(parts[: ends[0] + 1]) if ends else module
 
 
+def train_heads(config: "PeftConfig", model: "PreTrainedModel") -> None:
+    """Let the heads of words and spans train, which PEFT names after it has put adapters into them, and then cannot."""
+    if config.task_type in ("TOKEN_CLS", "QUESTION_ANS") and hasattr(config, "modules_to_save"):
+        heads = {name for name, _ in model.named_children() if name in HEADS}
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
+
+
 def adapt(
     model: "PreTrainedModel", config: "PeftConfig | None", activation_checkpointing: bool = False
 ) -> "PreTrainedModel":
@@ -160,10 +167,7 @@ def adapt(
 
     from recipes.adapters import attach
 
-    if config.task_type in ("TOKEN_CLS", "QUESTION_ANS") and hasattr(config, "modules_to_save"):
-        # PEFT trains these heads too, but names them after it has put adapters into them, and then cannot.
-        heads = {name for name, _ in model.named_children() if name in HEADS}
-        config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
+    train_heads(config, model)
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
     return attach(model, config)

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, Trainer
@@ -101,7 +102,8 @@ class SpanTrainer(Trainer):
     """A Trainer whose loss is the mean of the cross-entropies of start and end, over the positions of the text alone.
 
     PEFT's prompts lengthen the logits by virtual tokens but leave the positions as they are: left to the model, the answer
-    would be learned that many tokens too early.
+    would be learned that many tokens too early. And a model's own loss has the padding among the positions, by which a row's
+    loss would depend on the rows beside it.
     """
 
     loss_is_scaled_for_ga = False
@@ -112,6 +114,8 @@ class SpanTrainer(Trainer):
         outputs = model(**given)
         length = inputs["input_ids"].shape[1]
         scores = [outputs[key][:, -length:].float() for key in ("start_logits", "end_logits")]
+        padding = inputs["attention_mask"] == 0
+        scores = [each.masked_fill(padding, torch.finfo(each.dtype).min) for each in scores]
         loss = sum(cross_entropy(each, position) for each, position in zip(scores, positions, strict=True)) / 2
         return (loss, dict(zip(("start_logits", "end_logits"), scores))) if return_outputs else loss
 

@@ -6,10 +6,20 @@ Run:   python -m recipes.finetuning.sequence_to_sequence --config configs/finetu
 
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Seq2SeqTrainingArguments
 
 from recipes.core import DataConfig, ModelConfig, Run, recipe
-from recipes.finetuning.text_pairs import COUNTED, FORM, check_metrics, encode, measure, named, samples_table, written
+from recipes.finetuning.text_pairs import (
+    COUNTED,
+    FORM,
+    PairsTrainer,
+    check_metrics,
+    encode,
+    measure,
+    named,
+    samples_table,
+    written,
+)
 
 
 @dataclass
@@ -36,7 +46,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: SequenceToSeq
     tokenizer, writer = model.load(AutoModelForSeq2SeqLM)
     rows = {split: encode(pairs[split], tokenizer, training) for split in pairs}
 
-    trainer = Seq2SeqTrainer(
+    trainer = PairsTrainer(
         model=model.adapt(writer, "SEQ_2_SEQ_LM", training),
         args=training,
         processing_class=tokenizer,

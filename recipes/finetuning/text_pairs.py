@@ -1,6 +1,7 @@
 """Pairs of texts: encoded rows, what a model writes for each source, and how near it comes to the target."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 
 from recipes.core import metrics
 from recipes.core.errors import UserError, did_you_mean
+from recipes.core.losses import mean_over_tokens
 
 if TYPE_CHECKING:
     from recipes.finetuning.sequence_to_sequence import SequenceToSequenceConfig
@@ -61,6 +63,19 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: "Sequ
 def ended(ids: list[int], eos: int, length: int) -> list[int]:
     """The ids with the end token last, of at most `length`: a target without an end teaches no model to stop."""
     return ids if ids[-1:] == [eos] else [*ids[: length - 1], eos]
+
+
+class PairsTrainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer whose loss weighs all tokens of a step alike, and whose rows count once however many processes share
+    them: its own gather keeps those that fill up the last batch."""
+
+    def __init__(self, *, args: "SequenceToSequenceConfig", **kwargs: Any):
+        loss = partial(mean_over_tokens, label_smoothing=args.label_smoothing_factor)
+        super().__init__(args=args, compute_loss_func=loss, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
 
 
 def written(

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from recipes.core import DataConfig, ModelConfig, Run, recipe
-from recipes.finetuning.word_tags import FORM, baselines, encode, entity_measures, predicted_tags, tags_of, word_loss
+from recipes.core.losses import mean_over_tokens
+from recipes.finetuning.word_tags import FORM, baselines, encode, entity_measures, predicted_tags, tags_of
 
 
 @dataclass
@@ -44,7 +45,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: TokenClassifi
         data_collator=DataCollatorForTokenClassification(tokenizer),
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
-        compute_loss_func=word_loss,
+        compute_loss_func=mean_over_tokens,
         preprocess_logits_for_metrics=predicted_tags,
         compute_metrics=entity_measures(tags),
     )

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from recipes.core import metrics
 from recipes.core.errors import UserError, did_you_mean
+from recipes.core.losses import IGNORED
 
 FORM = ("words", "tags")
-IGNORED = -100
 
 
 def tags_of(sentences: DatasetDict) -> list[str]:
@@ -66,19 +65,6 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, tags: Sequence[
         return {**encoded, "labels": labels}
 
     return dataset.map(row, remove_columns=dataset.column_names, desc="Tokenizing")
-
-
-def word_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the labelled pieces: their mean, or their sum over `num_items_in_batch` of all micro-batches.
-
-    Args:
-        outputs: its logits are [batch, length, tags]; virtual tokens before the text lengthen them.
-        labels: [batch, length].
-    """
-    logits = outputs["logits"][:, -labels.shape[1] :].float().flatten(0, 1)
-    if num_items_in_batch is None:
-        return cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)
-    return cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / num_items_in_batch
 
 
 def predicted_tags(logits: Tensor, labels: Tensor) -> Tensor:

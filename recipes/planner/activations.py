@@ -34,6 +34,7 @@ BLOCK_BYTES = 2**27  # of recipes/rlhf/head.py
 # would look for a kernel.
 AttentionInterface.register("unmasked", sdpa_attention_forward)
 IMPLEMENTATIONS = {"flash": "unmasked"}
+ATTENTION_DROPOUT = {"attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"}
 
 
 @dataclass(frozen=True)
@@ -117,33 +118,53 @@ def computing(numbers: Numbers) -> Iterator[LiveBytes]:
 
 @lru_cache(maxsize=256)
 def of_layers(
-    architecture: Architecture, numbers: Numbers, sequences: int, length: int, adapter: Adapter | None = None
+    architecture: Architecture,
+    numbers: Numbers,
+    sequences: int,
+    length: int,
+    adapter: Adapter | None = None,
+    written: int = 0,
 ) -> Activations:
-    """What the decoder layers keep for `sequences` of `length` tokens; with an adapter, only that is trained.
+    """What the layers keep for `sequences` of `length` tokens; with an adapter, only that is trained.
+
+    Args:
+        written: tokens of a sequence that a decoder writes when an encoder has read `length`.
 
     Raises:
         UserError: the model's code cannot run on tensors without values, or not with this attention.
     """
     try:
-        one, two = (_run(architecture, layers, numbers, sequences, length, adapter) for layers in (1, 2))
+        one, two = (_run(architecture, layers, numbers, sequences, (length, written), adapter) for layers in (1, 2))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise UserError(
             f"the activations of {architecture.name} cannot be counted with {numbers.attention} attention: {error}; "
             "try another attn_implementation"
         ) from None
     layer = two[0] - one[0]
-    entering = sequences * length * architecture.hidden * numbers.weights.itemsize
+    entering = sequences * (length + written) * architecture.hidden * numbers.weights.itemsize
     return Activations(layer, max(0, one[0] - layer), max(0, one[1] - one[0]), entering)
 
 
 def _run(
-    architecture: Architecture, layers: int, numbers: Numbers, sequences: int, length: int, adapter: Adapter | None
+    architecture: Architecture,
+    layers: int,
+    numbers: Numbers,
+    sequences: int,
+    lengths: tuple[int, int],
+    adapter: Adapter | None,
 ) -> tuple[int, int]:
     """Bytes alive after the forward pass of a model of so many layers, and at the peak of forward and backward pass."""
     config = architecture.shortened(layers)
     attention = IMPLEMENTATIONS.get(numbers.attention, numbers.attention)
-    model = build(config, "meta", dtype=numbers.weights, attn_implementation=attention).train()
+    if (
+        attention != "eager"
+    ):  # a fused kernel draws its dropout again in the backward pass; PyTorch's for CPUs has none
+        for rate in ATTENTION_DROPOUT & vars(config).keys():
+            setattr(config, rate, 0.0)
+    model = build(architecture, config, "meta", dtype=numbers.weights, attn_implementation=attention).train()
     trunk = model.base_model
+    if trunk is model:  # T5 has no trunk apart from its head
+        model.set_output_embeddings(torch.nn.Identity())
     if adapter is not None:
         adapter.attach(model)  # in place
     with FakeTensorMode():  # attached on fake tensors an adapter fails, so the weights become fake afterwards
@@ -152,11 +173,15 @@ def _run(
         for weight in weights.values():
             if weight.requires_grad:  # gradients of weights have a column of their own
                 weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
-        states = torch.empty(sequences, length, architecture.hidden, dtype=numbers.weights, requires_grad=True)
+        entering = {
+            name: torch.empty(sequences, length, architecture.hidden, dtype=numbers.weights, requires_grad=True)
+            for name, length in zip(("inputs_embeds", "decoder_inputs_embeds"), lengths)
+            if length
+        }
         as_it_comes = adapter is not None and not adapter.casts
         with computing(numbers) as live, disable_input_dtype_casting(model, active=as_it_comes):
-            inputs = {"inputs_embeds": states, "use_cache": False}
-            states = functional_call(trunk, weights | buffers, kwargs=inputs).last_hidden_state
+            inputs = entering | ({"use_cache": False} if architecture.looks_back or architecture.writes else {})
+            states = functional_call(trunk, weights | buffers, kwargs=inputs)[0]
             kept = live.now
             with torch.autocast("cpu", enabled=False):
                 states.sum().backward()
@@ -176,10 +201,10 @@ def of_logits(
     Args:
         loss: "full" holds all logits, as transformers' own loss does; "tiles" works through them in tiles, as TRL's
             fused head does, "torch tiles" as it does without Triton, on CPUs; "blocks" in blocks of rows, as
-            recipes/rlhf/head.py does; "score" has one number a sequence and no logits.
+            recipes/rlhf/head.py does; "score" and "labels" have a few numbers a sequence or token and no logits.
         trained: whether the head's weights are.
     """
-    if loss == "score":
+    if loss in ("score", "labels"):
         return 0
     if loss in ("tiles", "torch tiles"):
         return _of_tiles(vocabulary, hidden, numbers, tokens, trained, fused=loss == "tiles")

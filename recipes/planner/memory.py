@@ -68,7 +68,7 @@ class Share:
 def shares(workload: Workload, layout: Layout) -> list[Share]:
     """The first and the last stage of a pipeline, which have the most; the same one without a pipeline."""
     model, tensor = workload.architecture, layout.tensor
-    around = model.parameters - sum(weight.numel() for weight in model.decoder.parameters())  # embedding, head, norm
+    around = model.parameters - model.in_layers  # embedding, head, norm
     in_layers = (model.matrices / tensor + model.parameters - around - model.matrices) / model.layers
     layers = -(-model.layers // layout.pipeline)
     embedding, head, layer = model.embedding // tensor, workload.head // tensor, round(in_layers)

@@ -12,22 +12,26 @@ from recipes.core import ModelConfig
 from recipes.core.catalog import CONFIGS
 from recipes.core.config import Resolved, nest, read_yaml
 from recipes.core.errors import UserError, did_you_mean
-from recipes.core.models import parent_config
+from recipes.core.models import HEAD_TASKS, parent_config
 from recipes.planner.architecture import Adapter, Architecture
 from recipes.planner.workload import STATES, Role, Rollout, Value, Workload, optimizer_kind, scorer
 
 ARCHITECTURES = CONFIGS / "plan" / "architectures.yaml"
-# The recipes that train a causal language model, and that this module knows to read.
-RECIPES = (
-    "pretraining/causal",
-    "finetuning/sft",
-    "rlhf/reward",
-    "rlhf/dpo",
-    "rlhf/kto",
-    "rlhf/rloo",
-    "rlhf/grpo",
-    "rlhf/ppo",
-)
+# The recipes that this module knows to read, and PEFT's name of the task that each trains its model for.
+RECIPES = {
+    "pretraining/causal": "CAUSAL_LM",
+    "finetuning/sft": "CAUSAL_LM",
+    "finetuning/classification": "SEQ_CLS",
+    "finetuning/token_classification": "TOKEN_CLS",
+    "finetuning/question_answering": "QUESTION_ANS",
+    "finetuning/sequence_to_sequence": "SEQ_2_SEQ_LM",
+    "rlhf/reward": "CAUSAL_LM",
+    "rlhf/dpo": "CAUSAL_LM",
+    "rlhf/kto": "CAUSAL_LM",
+    "rlhf/rloo": "CAUSAL_LM",
+    "rlhf/grpo": "CAUSAL_LM",
+    "rlhf/ppo": "CAUSAL_LM",
+}
 PROMPT_TOKENS = 256  # of a prompt, where neither the config nor --prompt_tokens says
 
 
@@ -120,14 +124,18 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         architecture = find_architecture(model.model_name_or_path)
         named = {"auto": getattr(architecture.config, "dtype", None) or torch.bfloat16, None: torch.float32}
         weights = named[model.dtype] if model.dtype in named else getattr(torch, model.dtype)
+    task = _task(RECIPES[recipe], args, architecture)
+    architecture = replace(architecture, task=task)
 
     batch, length = args.per_device_train_batch_size, getattr(args, "max_length", None)
     quantised = _quantised(model)
+    # how a prompt begins changes no size, and may need words that no tokenizer is here for
+    block = {key: value for key, value in (model.peft or {}).items() if not key.startswith("prompt_tuning_init")}
     workload = Workload(
         name=resolved.name,
         architecture=architecture,
         sequences=batch,
-        length=length or min(getattr(architecture.text, "max_position_embeddings", 1024), 1024),
+        length=(length or min(getattr(architecture.text, "max_position_embeddings", 1024), 1024)) + _virtual(model),
         accumulation=args.gradient_accumulation_steps,
         weights=weights,
         bf16=_bf16(resolved, args),
@@ -135,8 +143,9 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
         attention=_attention(model, recipe),
         optimizer=optimizer,
         quantised=quantised,
-        adapter=Adapter(json.dumps(model.peft), in_float32=quantised is None) if model.peft else None,
-        loss="full" if recipe.startswith("pretraining") else "tiles",
+        adapter=Adapter(json.dumps(block), in_float32=quantised is None, task=task) if block else None,
+        loss=_loss(recipe, task),
+        written=args.max_target_length if task == "SEQ_2_SEQ_LM" else 0,
         sync_each_batch=_syncs_each_batch(args),
     )
     if getattr(args, "use_vllm", False):
@@ -162,6 +171,32 @@ def workload_of(resolved: Resolved, prompt_tokens: int | None = None, tokens: in
     if tokens is None and getattr(args, "total_episodes", None):
         tokens = args.total_episodes * workload.rollout.epochs * workload.length
     return workload.changed(tokens=tokens, steps=None if tokens else steps, notes=tuple(notes))
+
+
+def _task(task: str, args: Any, architecture: Architecture) -> str:
+    """PEFT's name of it.
+
+    Raises:
+        UserError: the method has the model say a word where the planner knows a head alone.
+    """
+    if getattr(args, "template", None) is not None or getattr(args, "lm_coef", 0):
+        raise UserError("template, lm_coef: the planner knows classification by a head alone")
+    if (task == "SEQ_2_SEQ_LM") != architecture.config.is_encoder_decoder:
+        raise UserError(f"{architecture.name} is no model that the planner knows for {task}")
+    return task
+
+
+def _loss(recipe: str, task: str) -> str:
+    """In the words of `activations.of_logits`."""
+    if task in HEAD_TASKS:
+        return "labels"
+    return "full" if recipe.startswith("pretraining") or task == "SEQ_2_SEQ_LM" else "tiles"
+
+
+def _virtual(model: ModelConfig) -> int:
+    """Tokens that prompt tuning puts before a row."""
+    prompts = ("prompt_tuning", "p_tuning")
+    return model.peft.get("num_virtual_tokens", 0) if model.peft and model.peft["method"] in prompts else 0
 
 
 def _attention(model: ModelConfig, recipe: str) -> str:

@@ -37,11 +37,12 @@ def report(workload: Workload, cluster: Cluster, plans: list[Plan]) -> str:
 def _head(workload: Workload, cluster: Cluster) -> str:
     model, gpu = workload.architecture, cluster.gpu
     numbers = f"weights {str(workload.weights).removeprefix('torch.')}, bf16 {'on' if workload.bf16 else 'off'}"
+    lengths = f"{workload.length:,}" + (f" + {workload.written:,}" if workload.written else "")
     if workload.quantised:
         numbers += f", base in {workload.quantised}"
     lines = [
         f"{workload.name}: {model.name}, {model.parameters / 1e9:.3f} B parameters, {workload.trained / 1e9:.3f} B trained",
-        f"a micro-batch of {workload.sequences} × {workload.length:,} tokens, {workload.accumulation} to a step, {numbers}, "
+        f"a micro-batch of {workload.sequences} × {lengths} tokens, {workload.accumulation} to a step, {numbers}, "
         f"checkpointing {'on' if workload.checkpointing else 'off'}, {workload.optimizer}, {workload.kernel} attention",
         f"{cluster.gpus} × {gpu.name} ({gpu.memory_gib:g} GiB) in {cluster.nodes} "
         f"{'node' if cluster.nodes == 1 else 'nodes'}; {gpu.link} {gpu.link_gb_s:g} GB/s"
@@ -86,8 +87,8 @@ def time_table(workload: Workload, cluster: Cluster, plans: list[Plan]) -> str:
     columns |= {
         "s in all": [f"{plan.speed.seconds:,.2f}" for plan in plans],
         "tokens/s": [f"{plan.speed.tokens_a_second:,.0f}" for plan in plans],
-        "days": ["–" if all_ is None else f"{all_ / cluster.gpus / 24:,.2f}" for all_ in hours],
-        "GPU hours": ["–" if all_ is None else f"{all_:,.0f}" for all_ in hours],
+        "days": ["–" if all_ is None else _amount(all_ / cluster.gpus / 24) for all_ in hours],
+        "GPU hours": ["–" if all_ is None else _amount(all_) for all_ in hours],
     }
     return _table("a step", plans, columns)
 
@@ -139,6 +140,11 @@ def checkpointing_line(workload: Workload, plan: Plan) -> str:
 
 def _fits(plan: Plan) -> str:
     return "which fits" if plan.fits else "not yet"
+
+
+def _amount(number: float) -> str:
+    """A whole number, or two digits of a small one."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _gib(size: float) -> str:

@@ -36,11 +36,12 @@ class Speed:
 
 
 def forward_operations(workload: Workload) -> tuple[float, float]:
-    """Of one token through the layers of one trunk, and through the head."""
+    """Of one token in the mean through the layers of one trunk, and through the head."""
     model = workload.architecture
-    looked_at = workload.length / (2 if workload.kernel == "flash" else 1)
+    written = workload.written / (workload.length + workload.written)
+    looked_at = workload.length / (2 if workload.kernel == "flash" and model.looks_back else 1)
     attention = 4 * looked_at * model.heads * model.head_size * model.layers
-    return 2 * model.active + attention, 2 * workload.head
+    return 2 * model.active(written) + attention, 2 * workload.head * (written or 1)
 
 
 def training_operations(workload: Workload) -> float:

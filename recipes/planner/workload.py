@@ -74,7 +74,7 @@ class Workload:
 
     Attributes:
         sequences: sequences in a micro-batch as the model sees them, so two for a pair; `pair` is 2 for such data.
-        length: tokens in each, at most.
+        length: tokens in each, at most; `written` are those that a decoder writes when an encoder has read these.
         attention: "eager"; "flash", which needs no mask; or sdpa for rows that are "packed" or "padded", which has one.
         loss: how the loss is made from hidden states; see `activations.of_logits`.
         others, offloaded: models that are only read, and whether the host keeps the one that is not at work.
@@ -102,6 +102,7 @@ class Workload:
     offloaded: bool = False
     rollout: Rollout | None = None
     sync_each_batch: bool = False
+    written: int = 0
     tokens: int | None = None
     steps: int | None = None
     notes: tuple[str, ...] = ()
@@ -146,7 +147,7 @@ class Workload:
     @property
     def tokens_per_pass(self) -> int:
         """Tokens of one micro-batch on one process."""
-        return self.sequences * self.length
+        return self.sequences * (self.length + self.written)
 
     @property
     def steps_per_rollout(self) -> float:
@@ -188,13 +189,13 @@ class Workload:
         adapter, numbers = self.adapter, self.numbers(sharding)
         if adapter is not None and numbers.weights == torch.bfloat16 and sharding != "ddp":
             adapter = replace(adapter, in_float32=False)  # cast like all else
-        return of_layers(architecture, numbers, self.sequences, self.length, adapter)
+        return of_layers(architecture, numbers, self.sequences, self.length, adapter, self.written)
 
     def logits(self, sharding: str, on_cpus: bool = False) -> int:
         """Bytes at the peak of head and loss."""
         sizes = (self.architecture.vocabulary, self.architecture.hidden, self.numbers(sharding))
         loss = "torch tiles" if self.loss == "tiles" and on_cpus else self.loss
-        return of_logits(*sizes, self.tokens_per_pass, loss, trained=self.adapter is None)
+        return of_logits(*sizes, self.sequences * (self.written or self.length), loss, trained=self.adapter is None)
 
     def cache_bytes(self, width: int) -> int:
         """Of keys and values while responses are sampled: two numbers for each token, layer, key-value head and channel."""

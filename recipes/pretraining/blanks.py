@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-IGNORED = -100
+from recipes.core.losses import IGNORED
+
 VARIANTS = ("blanks", "sentences", "document")
 BLANKS, SENTENCES, DOCUMENT = range(3)
 MARKS = ("[MASK]", "[sMASK]", "[gMASK]")  # what stands for a span, by variant

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # a label that no loss looks at
+from recipes.core.losses import IGNORED
+
 MASKED, RANDOM = 0.8, 0.1  # the rest of the chosen tokens, 10 %, stays as it is
 
 

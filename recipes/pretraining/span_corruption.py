@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForSeq2SeqLM, TrainingArguments
 
 from recipes.core import ModelConfig, Run, UserError, recipe
+from recipes.core.losses import mean_over_tokens
 from recipes.pretraining.corpus import CorpusConfig
 from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.encoder_decoder import optimizer_of, prepare, written_spans
@@ -18,7 +19,7 @@ from recipes.pretraining.ngrams import label_stream, ngram_losses
 from recipes.pretraining.samples import is_whole, write_samples
 from recipes.pretraining.spans import SpanCorruption, noise_counts, raw_length
 from recipes.pretraining.token_rows import TokenRows
-from recipes.pretraining.trainer import PretrainingTrainer, mean_over_tokens
+from recipes.pretraining.trainer import PretrainingTrainer
 
 
 @dataclass

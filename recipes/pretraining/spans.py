@@ -11,9 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from recipes.core import UserError
+from recipes.core.losses import IGNORED
 from recipes.pretraining.token_rows import draw
-
-IGNORED = -100
 
 
 def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, int]:

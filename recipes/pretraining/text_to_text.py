@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForSeq2SeqLM, TrainingArguments
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.core.losses import mean_over_tokens
 from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.encoder_decoder import answers, optimizer_of, prepare
 from recipes.pretraining.mixture import Mixture, PairCollator, encode_tasks, with_prefix
 from recipes.pretraining.samples import is_whole, write_samples
-from recipes.pretraining.trainer import PretrainingTrainer, mean_over_tokens
+from recipes.pretraining.trainer import PretrainingTrainer
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 
@@ -30,20 +29,3 @@ class PretrainingTrainer(Trainer):
         loss, tokens = self._held_out.tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
         return output
-
-
-def mean_over_tokens(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Cross-entropy (nats) of labels that stand at the places of their logits, over the tokens of a whole step.
-
-    transformers' encoder-decoders average over a micro-batch, which weighs its tokens by how few they are.
-
-    Args:
-        labels: token ids, [rows, length]; -100 where nothing is to be said.
-        num_items_in_batch: labelled tokens of all micro-batches and processes of the step; None for this batch's.
-    """
-    total = cross_entropy(
-        outputs["logits"].flatten(0, 1).float(), labels.flatten().to(outputs["logits"].device), reduction="sum"
-    )
-    return total / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)

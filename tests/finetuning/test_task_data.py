@@ -1,6 +1,7 @@
 """How rows are made of labels, words, questions and pairs, each against what is worked out by hand or by brute force."""
 
 import itertools
+import math
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from recipes.core.errors import UserError
+from recipes.core.losses import mean_over_tokens
 from recipes.finetuning import answer_spans, classification_data, few_shots, masked_text, text_pairs, word_tags
 from recipes.finetuning.classification_gap import wording
 
@@ -107,14 +109,14 @@ def test_the_loss_of_words_does_not_depend_on_micro_batches_or_on_a_prompt():
     torch.manual_seed(0)
     logits, labels = torch.randn(4, 6, 3), torch.randint(0, 3, (4, 6))
     labels[0, 2:] = -100
-    whole = word_tags.word_loss({"logits": logits}, labels)
+    whole = mean_over_tokens({"logits": logits}, labels)
     expected = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100])
     torch.testing.assert_close(whole, expected)
     items = (labels != -100).sum()
-    parts = [word_tags.word_loss({"logits": logits[rows]}, labels[rows], items) for rows in ([0], [1, 2, 3])]
+    parts = [mean_over_tokens({"logits": logits[rows]}, labels[rows], items) for rows in ([0], [1, 2, 3])]
     torch.testing.assert_close(sum(parts), whole)
     prompted = torch.cat([torch.randn(4, 5, 3), logits], dim=1)
-    torch.testing.assert_close(word_tags.word_loss({"logits": prompted}, labels), whole)
+    torch.testing.assert_close(mean_over_tokens({"logits": prompted}, labels), whole)
     assert (word_tags.predicted_tags(prompted, labels) == logits.argmax(-1)).all()
 
 
@@ -186,6 +188,26 @@ def test_windows_cover_the_text_and_share_the_stride(tokenizer, long_questions):
         else:
             assert end == 0
     assert any(window["start_positions"] for window in windows)
+
+
+def test_padding_takes_no_part_in_the_loss_of_a_span():
+    """A reader whose scores are highest where there is padding: the loss of a row alone, and beside a longer one."""
+
+    class Reader(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            scores = torch.where(attention_mask == 0, 50.0, 0.1 * torch.arange(input_ids.shape[1]))
+            return {"start_logits": scores, "end_logits": -scores}
+
+    def loss(length: int) -> float:
+        mask = (torch.arange(length) < 5).long()[None]
+        inputs = {"input_ids": mask, "attention_mask": mask, "start_positions": torch.tensor([1])}
+        return answer_spans.SpanTrainer.compute_loss(None, Reader(), inputs | {"end_positions": torch.tensor([3])})
+
+    scores = [0.1 * position for position in range(5)]
+    start = math.log(sum(map(math.exp, scores))) - scores[1]
+    end = math.log(sum(math.exp(-score) for score in scores)) + scores[3]
+    assert loss(5) == pytest.approx((start + end) / 2, rel=1e-5)
+    assert loss(9) == pytest.approx((start + end) / 2, rel=1e-5)
 
 
 def test_the_best_span_against_brute_force(tokenizer, long_questions):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,32 @@ def test_parameters_are_those_of_the_published_checkpoint(name):
     assert find_architecture(name).parameters == PUBLISHED[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "parameters"),
+    [
+        ("google-bert/bert-base-uncased", "SEQ_CLS", 109_482_240 + 2 * 769),
+        ("google-bert/bert-base-uncased", "QUESTION_ANS", 109_482_240 - 768 * 769 + 2 * 769),  # without the pooler
+        ("FacebookAI/roberta-base", "SEQ_CLS", 124_055_040 + 768 * 769 + 2 * 769),
+        ("facebook/bart-large", "SEQ_2_SEQ_LM", 406_291_456),
+    ],
+)
+def test_a_model_has_the_head_of_its_task(name, task, parameters):
+    assert replace(find_architecture(name), task=task).parameters == parameters
+
+
+def test_an_encoder_decoder_has_two_stacks_and_a_token_meets_one():
+    bart = replace(find_architecture("facebook/bart-large"), task="SEQ_2_SEQ_LM")
+    model = bart.model
+    counts = [
+        sum(weight.numel() for weight in stack.layers.parameters())
+        for stack in (model.get_encoder(), model.get_decoder())
+    ]
+    assert bart.in_layers == sum(counts)
+    assert bart.layers == 12
+    read, written = (sum(4 * 1024**2 * each + 2 * 1024 * 4096 for _ in range(12)) for each in (1, 2))
+    assert (bart.active(0.0), bart.active(1.0), bart.active(0.5)) == (read, written, (read + written) / 2)
+
+
 def test_every_model_of_the_hub_that_a_config_names_is_known_without_network():
     named = set()
     for path in (path for recipe in RECIPES for path in (CONFIGS / recipe).glob("*.yaml")):
@@ -53,13 +80,13 @@ def test_the_parts_are_those_of_a_model_that_is_really_built(llama):
     assert llama.embedding == model.model.embed_tokens.weight.numel()
     assert llama.layer == sum(weight.numel() for weight in model.model.layers[0].parameters())
     assert llama.matrices == llama.linear == 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 192)
-    assert llama.active == llama.matrices
+    assert llama.active() == llama.matrices
 
 
 def test_a_token_meets_two_of_eight_experts():
     """12.9 billion of 46.7 (Jiang et al. 2024, Mixtral of Experts, arXiv 2401.04088), head and embedding included."""
     mixtral = find_architecture("mistralai/Mixtral-8x7B-v0.1")
-    assert mixtral.active + 2 * mixtral.head == pytest.approx(12.9e9, rel=0.01)
+    assert mixtral.active() + 2 * mixtral.head == pytest.approx(12.9e9, rel=0.01)
 
 
 def test_an_adapter_trains_what_peft_trains(llama):

@@ -186,7 +186,7 @@ def test_weights_are_whole_while_ppo_samples_and_another_model_while_it_is_asked
     roles = (Role("reference", llama.parameters),)
     value = Value("separate", llama.parameters, llama.embedding)
     policy = workload(loss="blocks", rollout=ROLLOUT, others=roles, value=value)
-    layers = sum(weight.numel() for weight in llama.decoder.parameters())
+    layers = sum(weight.numel() for weight in llama.stacks.parameters())
     root = llama.embedding + llama.head + llama.embedding  # of the policy, and what the value model has of it
     assert at(policy, "fsdp2", 4, "sampling").gathered == 2 * (layers + root)
     assert at(policy, "zero3", 4, "sampling").gathered == 2 * policy.trained

@@ -13,14 +13,14 @@ CASES = ["pretraining/causal", *(pytest.param(recipe, marks=pytest.mark.slow) fo
 
 
 @pytest.fixture
-def run(job, root):
+def run(job, without_dropout, root):
     """run(recipe, folder, processes, *options) trains under `configs/launch/ddp.yaml` where there are several."""
 
     def of_processes(recipe, folder, processes, *options):
         options = ["--per_device_train_batch_size", str(4 // processes), "--logging_steps", "1", *options]
         launched = ["accelerate.commands.launch", "--config_file", "configs/launch/ddp.yaml", "-m"]
         command = [sys.executable, "-m", *(launched if processes > 1 else []), "recipes." + recipe.replace("/", ".")]
-        command += job(recipe, folder, *options)
+        command += job(recipe, folder, *options, *without_dropout(recipe))
         done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
 
