@@ -1,8 +1,10 @@
 """The processes that `accelerate launch` started: joining them, leaving them, and what an earlier one left in the way."""
 
+import contextlib
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ def connect_processes() -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("LOCAL_RANK", "0") == "0":
         discard_abandoned_builds()
 
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
-        allow_fsdp_on_cpus()
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        mend_fsdp2()
+        if not torch.accelerator.is_available():
+            allow_fsdp_on_cpus()
     joined = PartialState(cpu=not torch.accelerator.is_available()).num_processes
     if joined != world:
         raise UserError(f"{world} processes were started and {joined} joined; launch with a profile of configs/launch")
@@ -55,6 +59,69 @@ def allow_fsdp_on_cpus() -> None:
             PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = with_fsdp
+
+
+def mend_fsdp2() -> None:
+    """Have accelerate's FSDP2 take every model of transformers.
+
+    It knows one weight that embedding and head may share, and puts both into one unit. But an encoder-decoder's embedding
+    has three places, and BERT's is in a module that the model wants in a unit of its own; each would be in two units, which
+    FSDP2 cannot shard. Such weights stay in the unit of what is around the layers. And it takes every buffer that is saved
+    for a weight that is sharded, as BART's bias of the logits is not.
+    """
+    import accelerate.accelerator
+    import torch.distributed
+
+    prepare = accelerate.accelerator.fsdp2_prepare_model
+
+    @functools.wraps(prepare)
+    def prepare_any(accelerator: Any, model: Any) -> Any:
+        saved = set(model.state_dict())
+        buffers = [name for name, _ in model.named_buffers() if name in saved]
+        owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in buffers]
+        for owner, name in owners:
+            owner._non_persistent_buffers_set.add(name)
+        with shared_weights_together(accelerator.state.fsdp_plugin, model):
+            model = prepare(accelerator, model)
+        for owner, name in owners:
+            owner._non_persistent_buffers_set.discard(name)
+            torch.distributed.broadcast(owner._buffers[name], 0)  # others may have loaded nothing
+        return model
+
+    accelerate.accelerator.fsdp2_prepare_model = prepare_any
+
+
+@contextlib.contextmanager
+def shared_weights_together(plugin: Any, model: Any) -> Iterator[None]:
+    """Meanwhile the units that `plugin` makes of `model` have all places of a weight or none."""
+    places: dict[int, set[int]] = {}
+    for module in model.modules():
+        for weight in module._parameters.values():
+            if weight is not None:
+                places.setdefault(id(weight), set()).add(id(module))
+    shared = [modules for modules in places.values() if len(modules) > 1]
+    ends = {id(getattr(model, find, _none)()) for find in ("get_input_embeddings", "get_output_embeddings")}
+    layers = list(plugin.transformer_cls_names_to_wrap or getattr(model, "_no_split_modules", None) or ())
+    inside = {
+        name: [{id(part) for part in module.modules()} for module in model.modules() if type(module).__name__ == name]
+        for name in layers
+    }
+    cut = {
+        name for name in layers for parts in inside[name] for modules in shared if modules & parts and modules - parts
+    }
+    if not cut and all(modules <= ends for modules in shared):
+        yield
+        return
+    plugin.transformer_cls_names_to_wrap = [name for name in layers if name not in cut]
+    vars(model).update(get_input_embeddings=_none, get_output_embeddings=_none)
+    try:
+        yield
+    finally:
+        del model.get_input_embeddings, model.get_output_embeddings
+
+
+def _none() -> None:
+    """No module."""
 
 
 def discard_abandoned_builds() -> None:

@@ -8,6 +8,7 @@ Run:   accelerate launch -m recipes.pretraining.translation --config configs/pre
 from dataclasses import dataclass, field
 
 from transformers import AutoModelForSeq2SeqLM, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.core.models import load_pretrained
@@ -52,6 +53,10 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: TranslationCo
     pairs = data.load(("source", "target"))
     if "test" not in pairs:
         raise UserError("dataset_test_split: chrF is measured on held-out pairs; name a split for them")
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            "translation: ZeRO-3 does not gather a source encoder inside BART; use --launch zero2 or fsdp2"
+        )
     check_stage(model.model_name_or_path, training.stage)
     source_tokenizer = load_source_tokenizer(training.source_tokenizer_name_or_path or model.model_name_or_path)
     if training.stage == 1:

@@ -37,10 +37,12 @@ FULL_STEPS = dict.fromkeys(("pretraining/masked", "pretraining/denoising"), ("--
 WITHOUT_GRADIENT = {"qa_outputs.bias"}  # adds as much to the scores of all positions
 PROFILES = ["ddp", "zero2", "zero3", "fsdp2"]
 SAMPLED = {("finetuning/sft", "zero3"), ("rlhf/ppo", "fsdp2")}  # in `make test`; all of them in `make verify`
+REFUSED = {("pretraining/translation", "zero3"): "ZeRO-3 does not gather a source encoder inside BART"}
 CASES = [
     pytest.param(recipe, profile, marks=[] if (recipe, profile) in SAMPLED else pytest.mark.slow)
     for recipe in RECIPES
     for profile in PROFILES
+    if (recipe, profile) not in REFUSED
 ]
 LORA = "{method: lora, r: 4, target_modules: all-linear}"
 TOLERANCE = 1e-4
