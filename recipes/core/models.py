@@ -290,6 +290,7 @@ def load_pretrained(auto: type, path: str, new_weights: set[str] | None = None, 
     try:
         source = adapter["base_model_name_or_path"] if adapter else path
         model, found = auto.from_pretrained(source, output_loading_info=True, **kwargs)
+        give_memory_to_new_weights(model)
         missing = set(found["missing_keys"])
         if adapter:
             model = merged(model, path)
@@ -306,6 +307,20 @@ def load_pretrained(auto: type, path: str, new_weights: set[str] | None = None, 
     if new_weights is not None:
         new_weights |= missing
     return model
+
+
+def give_memory_to_new_weights(model: "PreTrainedModel") -> None:
+    """Under FSDP, where all processes but one have new weights, such as a head's, on the meta device until they are sent.
+
+    accelerate tells the weights in an optimizer by their address, of which these have none: it would take them for one.
+    """
+    import torch
+
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.is_meta:
+                empty = torch.empty_like(weight, device="cpu")
+                module.register_parameter(name, torch.nn.Parameter(empty, requires_grad=weight.requires_grad))
 
 
 def merged(base: "PreTrainedModel", path: str) -> "PreTrainedModel":
