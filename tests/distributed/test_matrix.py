@@ -36,7 +36,12 @@ OWN_SAMPLES = {
 FULL_STEPS = dict.fromkeys(("pretraining/masked", "pretraining/denoising"), ("--max_train_samples", "16"))
 WITHOUT_GRADIENT = {"qa_outputs.bias"}  # adds as much to the scores of all positions
 PROFILES = ["ddp", "zero2", "zero3", "fsdp2"]
-SAMPLED = {("finetuning/sft", "zero3"), ("rlhf/ppo", "fsdp2")}  # in `make test`; all of them in `make verify`
+SAMPLED = {  # in `make test`; all of them in `make verify`
+    ("finetuning/sft", "zero3"),
+    ("rlhf/ppo", "fsdp2"),
+    ("finetuning/token_classification", "fsdp2"),  # two new weights, which only one process has at first
+    ("pretraining/denoising", "fsdp2"),  # a weight in three places, and a buffer that is saved
+}
 REFUSED = {("pretraining/translation", "zero3"): "ZeRO-3 does not gather a source encoder inside BART"}
 CASES = [
     pytest.param(recipe, profile, marks=[] if (recipe, profile) in SAMPLED else pytest.mark.slow)
@@ -49,22 +54,28 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture
-def train(job, without_dropout, root, tmp_path):
-    """`train(recipe, profile, "--key", "value", …)`: the folder of a finished run of two steps; None: one process."""
+def launched(job, without_dropout, root, tmp_path):
+    """`launched(recipe, profile, "--key", "value", …)`: a run of two steps that has ended; profile None: one process."""
 
-    def run(recipe: str, profile: str | None, *options: str) -> Path:
-        folder = tmp_path / (profile or "one")
-        launch = ["-m", "accelerate.commands.launch", "--config_file", f"configs/launch/{profile}.yaml"]
+    def run(recipe: str, profile: str | None, *options: str) -> subprocess.CompletedProcess:
         size = "4" if profile else "8"
         options = ("--max_steps", "2", "--per_device_train_batch_size", size, *FULL_STEPS.get(recipe, ()), *options)
-        module = [
-            "-m",
-            "recipes." + recipe.replace("/", "."),
-            *job(recipe, folder, *options, *without_dropout(recipe)),
-        ]
-        command = [sys.executable, *(launch if profile else []), *module]
-        done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=300)
+        words = job(recipe, tmp_path / (profile or "one"), *options, *without_dropout(recipe))
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", f"configs/launch/{profile}.yaml"]
+        command = [sys.executable, *(launcher if profile else []), "-m", "recipes." + recipe.replace("/", "."), *words]
+        return subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def train(launched, tmp_path):
+    """`train(recipe, profile, "--key", "value", …)`: the folder of a finished run."""
+
+    def run(recipe: str, profile: str | None, *options: str) -> Path:
+        done = launched(recipe, profile, *options)
         assert done.returncode == 0, done.stderr[-3000:]
+        folder = tmp_path / (profile or "one")
         assert (folder / "result.json").exists()
         return folder
 
@@ -111,3 +122,12 @@ def test_an_adapter_of_two_processes_is_whole(train, recipe, profile):
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in found.items())
     for name, tensor in one.items():
         assert (found[name].float() - tensor).abs().max() < TOLERANCE, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "profile"), REFUSED)
+def test_what_a_profile_cannot_do_is_one_line(launched, recipe, profile):
+    done = launched(recipe, profile)
+    assert done.returncode != 0
+    assert f"error: {recipe.rpartition('/')[2]}: {REFUSED[recipe, profile]}" in done.stderr
+    assert "Traceback" not in done.stderr.split("error: ")[0]
