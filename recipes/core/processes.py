@@ -67,12 +67,24 @@ def mend_fsdp2() -> None:
     It knows one weight that embedding and head may share, and puts both into one unit. But an encoder-decoder's embedding
     has three places, and BERT's is in a module that the model wants in a unit of its own; each would be in two units, which
     FSDP2 cannot shard. Such weights stay in the unit of what is around the layers. And it takes every buffer that is saved
-    for a weight that is sharded, as BART's bias of the logits is not.
+    for a weight that is sharded, as BART's bias of the logits is not. And it wants every kind of layer that a model may
+    have, such as cross-attention, to be there.
     """
     import accelerate.accelerator
     import torch.distributed
+    from accelerate.utils import FullyShardedDataParallelPlugin
 
-    prepare = accelerate.accelerator.fsdp2_prepare_model
+    prepare, set_policy = (
+        accelerate.accelerator.fsdp2_prepare_model,
+        FullyShardedDataParallelPlugin.set_auto_wrap_policy,
+    )
+
+    @functools.wraps(set_policy)
+    def set_policy_of_layers_there(self, model: Any) -> None:
+        if self.transformer_cls_names_to_wrap is None:
+            there = {type(module).__name__ for module in model.modules()}
+            self.transformer_cls_names_to_wrap = sorted(there & set(getattr(model, "_no_split_modules", None) or ()))
+        set_policy(self, model)
 
     @functools.wraps(prepare)
     def prepare_any(accelerator: Any, model: Any) -> Any:
@@ -88,6 +100,7 @@ def mend_fsdp2() -> None:
             torch.distributed.broadcast(owner._buffers[name], 0)  # others may have loaded nothing
         return model
 
+    FullyShardedDataParallelPlugin.set_auto_wrap_policy = set_policy_of_layers_there
     accelerate.accelerator.fsdp2_prepare_model = prepare_any
 
 
