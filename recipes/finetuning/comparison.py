@@ -11,7 +11,7 @@ from typing import Any
 
 from recipes.core import Run, RunConfig, TaskConfig, UserError, recipe
 from recipes.finetuning.comparison_report import draw, markdown, summary
-from recipes.finetuning.comparison_runs import best_rate, make, own_settings, run_command
+from recipes.finetuning.comparison_runs import best_rate, make, own_settings, rates_beyond, run_command
 
 
 @dataclass
@@ -36,6 +36,10 @@ class ComparisonConfig(TaskConfig):
             "help": "Tried for each method, as multiples of the rate in its config, on rows held out of training."
         },
     )
+    further: int = field(
+        default=2,
+        metadata={"help": "How often the search goes on past its rates for a method whose best one is the last."},
+    )
     held_out: float = field(default=0.1, metadata={"help": "Share of the training rows that the search measures on."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of the runs at the rate found."})
     processes: int = field(default=2, metadata={"help": "Runs at a time; without a GPU they share the cores."})
@@ -46,22 +50,27 @@ class ComparisonConfig(TaskConfig):
         for key in ("methods", "learning_rates", "seeds"):
             if not getattr(self, key):
                 raise UserError(f"{key}: is empty; nothing would be compared")
-        if self.processes < 1:
-            raise UserError(f"processes must be at least 1, not {self.processes}")
+        for key, least in (("processes", 1), ("further", 0)):
+            if getattr(self, key) < least:
+                raise UserError(f"{key} must be at least {least}, not {getattr(self, key)}")
         self.own = {name: own_settings(name, self.base) for name in self.methods}
 
 
 @recipe
 def main(run: Run, compared: ComparisonConfig) -> None:
     run.start()
-    folder, rates, seeds = run.output_dir, compared.learning_rates, compared.seeds
+    folder, seeds = run.output_dir, compared.seeds
     command = partial(run_command, compared, run.config.get(RunConfig).runs_dir)
-    tried = {  # the search: one seed, rows held out of training
-        (name, rate): command(folder / name / f"search-{rate:g}", name, rate, seeds[0], search=True)
-        for name in compared.methods
-        for rate in rates
-    }
-    searched = make(tried, compared.processes)
+    searched = {}
+    rates = dict.fromkeys(compared.methods, compared.learning_rates)
+    for _ in range(1 + compared.further):  # the search: one seed, rows held out of training
+        tried = {
+            (name, rate): command(folder / name / f"search-{rate:g}", name, rate, seeds[0], search=True)
+            for name in compared.methods
+            for rate in rates[name]
+        }
+        searched |= make(tried, compared.processes)
+        rates = {name: rates_beyond(searched, name, compared) for name in compared.methods}
     best = {name: best_rate(searched, name, compared) for name in compared.methods}
 
     final = {  # at the rate found: all seeds, the whole training split, the test split

@@ -131,3 +131,16 @@ def best_rate(searched: dict[Key, dict[str, Any] | None], name: str, compared: "
         if method == name and result and result["metrics"].get(compared.score) is not None
     }
     return max(sorted(scores), key=scores.get) if scores else None
+
+
+def rates_beyond(searched: dict[Key, dict[str, Any] | None], name: str, compared: "ComparisonConfig") -> list[float]:
+    """The multiple to try next where the best one so far is the highest or the lowest tried: one more step of that size.
+
+    Where no loss stayed finite it lies below the lowest. Empty where the best lies between others, or one alone was tried.
+    """
+    tried = sorted(rate for method, rate in searched if method == name)
+    best = best_rate(searched, name, compared)
+    if len(tried) < 2 or best not in (None, tried[0], tried[-1]):
+        return []
+    edge, neighbour = (tried[-1], tried[-2]) if best == tried[-1] else (tried[0], tried[1])
+    return [float(f"{edge * edge / neighbour:.3g}")]

@@ -10,7 +10,7 @@ from recipes.core.config import read_command_line
 from recipes.core.errors import UserError
 from recipes.finetuning.comparison import ComparisonConfig
 from recipes.finetuning.comparison_report import draw, family_of, markdown, merges, summary
-from recipes.finetuning.comparison_runs import best_rate, run_command
+from recipes.finetuning.comparison_runs import best_rate, rates_beyond, run_command
 
 BASE = "finetuning/classification/quickstart"
 
@@ -33,6 +33,7 @@ def test_a_method_s_settings_are_those_of_its_own_file(compared):
         ({"methods": ["lorra"]}, "no method 'lorra' in configs/finetuning/classification; did you mean 'lora'"),
         ({"methods": []}, "methods: is empty"),
         ({"learning_rates": []}, "learning_rates: is empty"),
+        ({"further": -1}, "further must be at least 0, not -1"),
         ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
         ({"base": "rlhf/ppo/quickstart"}, "is no config of fine-tuning"),
         ({"methods": ["sst2"]}, "sst2.yaml sets no learning_rate of its own"),
@@ -80,6 +81,22 @@ def test_the_best_rate_is_that_of_the_best_score(compared):
     assert best_rate(searched, "lora", compared) == 0.1
     assert best_rate({("lora", 1.0): None}, "lora", compared) is None
     assert best_rate({("lora", 1.0): result(0.5), ("lora", 0.3): result(0.5)}, "lora", compared) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({0.3: 0.5, 1.0: 0.7, 3.0: 0.6}, []),
+        ({0.3: 0.5, 1.0: 0.6, 3.0: 0.7}, [9.0]),
+        ({0.3: 0.7, 1.0: 0.6, 3.0: 0.5}, [0.09]),
+        ({1.0: 0.5, 3.0: 0.6, 9.0: None}, []),
+        ({0.3: None, 1.0: None}, [0.09]),
+        ({1.0: 0.5}, []),
+    ],
+)
+def test_the_search_goes_on_past_its_edge(scores, expected, compared):
+    searched = {("lora", rate): score and result(score) for rate, score in scores.items()}
+    assert rates_beyond({**searched, ("frozen", 100.0): result(1.0)}, "lora", compared) == expected
 
 
 def test_a_row_of_the_table(compared, tmp_path):
