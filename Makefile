@@ -105,7 +105,7 @@ results: rlhf ## run every quickstart that changed, publish them to results/
 	$(foreach config,$(QUICKSTARTS),$(RECIPES) run $(config) --with_inputs --runs_dir $(RUNS) --overwrite changed &&) true
 	$(RECIPES) results --runs_dir $(RUNS)
 test: | $(READY) ## all tests that take seconds
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "not slow" $(ARGS)
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "not slow" --numprocesses logical --maxprocesses 8 --dist loadgroup $(ARGS)
 parity: | $(READY) ## one training job under every strategy, and how far its losses are from one process's
 	$(RUN) -m scripts.parity --output_dir $(RUNS)/parity
 verify: rlhf ## the tests that take minutes, and the committed results against a new run

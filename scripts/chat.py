@@ -32,7 +32,12 @@ def talk(options: argparse.Namespace) -> None:
     from recipes.core.recipe import quiet_libraries
 
     quiet_libraries()
-    tokenizer = ModelConfig(model_name_or_path=options.model).load_tokenizer()
+    tokenizer = ModelConfig(model_name_or_path=options.model).load_tokenizer(needs=("eos_token",))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if (options.system or options.keep_history) and tokenizer.chat_template is None:
+        raise UserError(
+            f"{options.model} has no chat template and continues text: leave out --system and --keep_history"
+        )
     model = load_pretrained(AutoModelForCausalLM, options.model).eval()
     first = [{"role": "system", "content": options.system}] if options.system else []
     history = list(first)
@@ -52,12 +57,13 @@ def talk(options: argparse.Namespace) -> None:
             )
         else:
             inputs = tokenizer(text, return_tensors="pt")
-        sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature > 0 else {}
+        greedy = options.temperature <= 0
         output = model.generate(
             **inputs.to(model.device),
-            **sampling,
+            do_sample=not greedy,
+            temperature=None if greedy else options.temperature,
             max_new_tokens=options.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )

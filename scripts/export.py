@@ -20,7 +20,7 @@ from recipes.core.files import check_writable
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}  # shares of the largest logit
 CLASSES = {
@@ -71,7 +71,12 @@ def export(options: argparse.Namespace) -> None:
     if not source:
         raise UserError(f"{options.adapter}: the adapter does not name its base model; set --base")
     auto = model_class(config, options.adapter)
-    base = open_base(auto, source, options.adapter, config.task_type)
+    base, tokenizer = (
+        open_base(auto, source, options.adapter, config.task_type),
+        open_tokenizer(options.adapter, source),
+    )
+    if base.config.pad_token_id is None and tokenizer is not None:
+        base.config.pad_token_id = tokenizer.pad_token_id  # by which a decoder with a head finds the end of each row
     adapted = open_adapter(base, options.adapter, any_base=bool(options.base)).eval()
     before = logits_of(adapted)
     try:
@@ -85,7 +90,8 @@ def export(options: argparse.Namespace) -> None:
     unfinished = options.output_dir.with_name(f".{options.output_dir.name}-{os.getpid()}")
     try:
         merged.save_pretrained(unfinished)
-        save_tokenizer(options.adapter, source, unfinished)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished)
         opened = auto.from_pretrained(unfinished, dtype=options.dtype).eval()
         tolerance = TOLERANCES[options.dtype] if options.tolerance is None else options.tolerance
         compare(f"saved model ({options.dtype})", before, logits_of(opened), tolerance)
@@ -201,17 +207,17 @@ def compare(what: str, before: "torch.Tensor", after: "torch.Tensor", tolerance:
     print(line)
 
 
-def save_tokenizer(adapter: str, source: str, folder: Path) -> None:
-    """Save the tokenizer that lies beside the adapter, else the base's, if there is one."""
+def open_tokenizer(adapter: str, source: str) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer that lies beside the adapter, else the base's, if there is one."""
     from transformers import AutoTokenizer
 
     for place in (adapter, source):
         try:
-            AutoTokenizer.from_pretrained(place).save_pretrained(folder)
-            return
+            return AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError, KeyError):
             continue
-    print(f"note: no tokenizer at {adapter} or {source}; the folder has none")
+    print(f"note: no tokenizer at {adapter} or {source}; the folder will have none")
+    return None
 
 
 if __name__ == "__main__":

@@ -33,12 +33,17 @@ def collect(runs_dir: Path, variant: str) -> dict[str, dict[str, Any]]:
     """The result of every stage that this variant has.
 
     Raises:
-        UserError: the comparison, on which the report rests, was not made yet.
+        UserError: the comparison, on which the report rests, was not made yet, or lacks the policies that it is about.
     """
     found = {stage: read_json(runs_dir / stage / variant / "result.json") for stage in STAGES}
     if found["rlhf/evaluate"] is None:
         raise UserError(
             f"{runs_dir}/rlhf/evaluate/{variant} was not made yet; make it with: make rlhf VARIANT={variant}"
+        )
+    missing = {"sft", "ppo"} - found["rlhf/evaluate"]["metrics"]["policies"].keys()
+    if missing:
+        raise UserError(
+            f"{runs_dir}/rlhf/evaluate/{variant} has no policy '{min(missing)}'; the report needs sft and ppo by these names"
         )
     return {stage: result for stage, result in found.items() if result}
 
@@ -68,9 +73,11 @@ def figures(stages: dict[str, dict[str, Any]], runs_dir: Path) -> dict[str, Any]
     }
 
 
-def gap_closed(entry: dict[str, Any], policy: str = "ppo") -> float:
-    """Share of what the SFT model is short of a perfect gold score that a policy made up."""
+def gap_closed(entry: dict[str, Any], policy: str = "ppo") -> float | None:
+    """Share of what the SFT model is short of a perfect gold score that a policy made up; None where 1 is not perfect."""
     gold = entry["gold_score"]
+    if not all(0 <= score <= 1 for score in gold.values()) or gold["sft"] == 1:
+        return None
     return (gold[policy] - gold["sft"]) / (1 - gold["sft"])
 
 
@@ -115,12 +122,12 @@ def one_report(runs_dir: Path, variant: str, stages: dict[str, dict[str, Any]], 
         "",
     ]
     for name in trained(policies):
-        method, figure = TITLES.get(name, name), policies[name]
+        method, figure, gap = TITLES.get(name, name), policies[name], gap_closed(entry, name)
+        closes = f"closes {gap:.0%} of what SFT is short of a perfect gold score, " if gap is not None else "is "
         lines += [
             f"- {method} wins {figure['win_rate']:.1%} of the prompts against SFT, a tie counting half; 95 % interval "
             f"{figure['low']:.1%} to {figure['high']:.1%}, by bootstrap over prompts.",
-            f"- {method} closes {gap_closed(entry, name):.0%} of what SFT is short of a perfect gold score, at a KL of "
-            f"{figure['kl']:.2f} nats an answer to the SFT model.",
+            f"- {method} {closes}at a KL of {figure['kl']:.2f} nats an answer to the SFT model.",
         ]
     if accuracy is not None:
         noise = f"; label noise allows {ceiling:.1%}" if ceiling is not None else ""
@@ -165,7 +172,7 @@ def one_report(runs_dir: Path, variant: str, stages: dict[str, dict[str, Any]], 
 def seeds_table(entries: list[dict[str, Any]]) -> str:
     """One row a seed and the mean with its spread."""
     columns = {
-        "gold: base": lambda entry: entry["gold_score"]["base"],
+        "gold: base": lambda entry: entry["gold_score"].get("base"),
         "SFT": lambda entry: entry["gold_score"]["sft"],
         "best of n": lambda entry: entry["gold_score"]["best_of_n"],
         "PPO": lambda entry: entry["gold_score"]["ppo"],

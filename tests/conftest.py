@@ -53,6 +53,9 @@ BART = {
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "distributed":  # one of these at a time, where several workers run the tests
+            item.add_marker(pytest.mark.xdist_group("several processes"))
     if not REAL_DATA.is_dir():
         for item in items:
             if item.get_closest_marker("real_data"):

@@ -26,6 +26,7 @@ from recipes.adapters.attaching import attach, check_config, check_modules, open
 __all__ = [
     "LEARNING_RATES",
     "AdapterFusionConfig",
+    "AdapterFusionModel",
     "BitFitConfig",
     "BottleneckConfig",
     "PTuningTemplateConfig",

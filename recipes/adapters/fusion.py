@@ -153,13 +153,18 @@ class AdapterFusionModel(BottleneckModel):
     def _regularize(self, model: nn.Module, args: tuple, output: Any) -> Any:
         """Add the value matrices' regulariser to the loss, while training."""
         if self.training and torch.is_grad_enabled() and getattr(output, "loss", None) is not None:
-            for layer in (module for module in model.modules() if isinstance(module, FusionLayer)):
-                for name in layer.active_adapters:
-                    if name in layer.blocks:
-                        output.loss = (
-                            output.loss + self.peft_config[name].regularization * layer.blocks[name].distance()
-                        )
+            output.loss = output.loss + self.penalty()
         return output
+
+    def penalty(self) -> torch.Tensor:
+        """Sum over the layers of the squared distance of V from I, times `regularization`, scalar."""
+        layers = (module for module in self.model.modules() if isinstance(module, FusionLayer))
+        return sum(
+            self.peft_config[name].regularization * layer.blocks[name].distance()
+            for layer in layers
+            for name in layer.active_adapters
+            if name in layer.blocks
+        )
 
     def _unload_and_optionally_merge(self, *args, **kwargs) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)

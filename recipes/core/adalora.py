@@ -4,14 +4,12 @@ Paper: Zhang et al. 2023, AdaLoRA: Adaptive Budget Allocation for Parameter-Effi
        algorithm 1 and eq. 4.
 """
 
-import functools
-from typing import Any
-
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer
 
+from recipes.core.adapter_penalty import add_missing_penalty
 from recipes.core.errors import UserError
 from recipes.core.peft_block import STEPS_UNKNOWN
 
@@ -40,7 +38,7 @@ def allocate_ranks(trainer: Trainer) -> None:
             f"peft: tinit {config.tinit} and tfinal {config.tfinal} leave none of the {steps} steps to take ranks away in"
         )
     trainer.add_callback(AllocateRanks())
-    add_missing_penalty(trainer, config.orth_reg_weight)
+    add_missing_penalty(trainer, lambda: config.orth_reg_weight * orthogonality(trainer.model))
 
 
 def steps_of(trainer: Trainer) -> int:
@@ -49,32 +47,6 @@ def steps_of(trainer: Trainer) -> int:
         return trainer.args.max_steps
     with torch.random.fork_rng(devices=[]):
         return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
-
-
-def add_missing_penalty(trainer: Trainer, weight: float) -> None:
-    """Add the orthogonality penalty to a training loss that the trainer works out from logits.
-
-    PEFT adds it to the loss that the model itself returns, and where there is none leaves it out without a word.
-    """
-    model, with_loss = trainer.model, []  # one entry a forward pass in which PEFT added the penalty
-
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        if getattr(output, "loss", None) is not None:
-            with_loss.append(True)
-
-    model.base_model.register_forward_hook(look)
-    compute_loss = trainer.compute_loss
-
-    @functools.wraps(compute_loss)
-    def compute_penalised_loss(*args: Any, **kwargs: Any) -> Any:
-        with_loss.clear()
-        result = compute_loss(*args, **kwargs)
-        if with_loss or not model.training:
-            return result
-        penalty = weight * orthogonality(model)
-        return (result[0] + penalty, *result[1:]) if isinstance(result, tuple) else result + penalty
-
-    trainer.compute_loss = compute_penalised_loss
 
 
 def orthogonality(model: nn.Module) -> Tensor:

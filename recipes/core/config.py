@@ -72,11 +72,17 @@ def _float(text: str) -> float:
 
 
 def parse_scalar(text: str) -> Any:
-    """The YAML value of a command-line word: `1e-5`, `true`, `null`, `[q_proj, v_proj]`, `{r: 8}`, or plain text."""
+    """The YAML value of a command-line word: `1e-5`, `true`, `null`, `[q_proj, v_proj]`, `{r: 8}`, or plain text.
+
+    Text is taken as it stands: a comment or a block in it (`end with #### and a number`, `Note: be brief`) is text too.
+    """
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
+    if isinstance(value, (str, dict, list)):
+        return value if text.lstrip().startswith(("'", '"', "{", "[")) else text
+    return text if value is None and text.lstrip().startswith("#") else value
 
 
 def _flatten(node: yaml.Node, file: str, prefix: str, loader: yaml.Loader) -> Settings:
@@ -89,11 +95,16 @@ def _flatten(node: yaml.Node, file: str, prefix: str, loader: yaml.Loader) -> Se
         key = prefix + key_node.value
         if key in settings or any(name.startswith(key + ".") for name in settings):
             raise UserError(f"{line}: key '{key}' is given twice")
-        if isinstance(value_node, yaml.MappingNode) and value_node.value:
+        if isinstance(value_node, yaml.MappingNode) and value_node.value and not _has_dotted_keys(value_node):
             settings |= _flatten(value_node, file, key + ".", loader)
         else:
             settings[key] = Setting(loader.construct_object(value_node, deep=True), line)
     return settings
+
+
+def _has_dotted_keys(node: yaml.MappingNode) -> bool:
+    """Whether a block names modules, as PEFT's `rank_pattern` does: its keys are no blocks of keys, and it stays whole."""
+    return any("." in str(key.value) for key, _ in node.value)
 
 
 def _shown(path: Path) -> str:
@@ -176,7 +187,7 @@ def read_command_line(argv: Sequence[str]) -> Settings:
             settings[key] = Setting([parse_scalar(value) for value in values], origin)
             continue
         value = parse_scalar(values[0]) if values else True
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and not any("." in str(name) for name in value):
             new = {f"{key}.{name}": Setting(inner, origin) for name, inner in value.items()}
         else:
             new = {key: Setting(value, origin, values[0] if values else None)}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 READER_OPTIONS = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": "paragraph"}}  # of the readers
 TEXT_OR_MESSAGES = ("prompt", "completion", "chosen", "rejected")
+DROP_EMPTY_ROWS = "drop_empty_rows: true leaves such rows out"
 TEXT = ("text", "text_pair", "source", "target", "question", "context")
 
 
@@ -38,6 +39,10 @@ class DataConfig:
         default=None, metadata={"help": "The recipe's column name: the column's name in your data."}
     )
     dataset_seed: int = field(default=0, metadata={"help": "Seed of embedded data and of a held-out share."})
+    drop_empty_rows: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows that hold an empty text, as Wikipedia's; else they are an error."},
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Use only the first rows of the training split."}
     )
@@ -89,7 +94,15 @@ class DataConfig:
             for split, dataset in part.items():
                 if not len(dataset):
                     raise UserError(f"{name}: split '{split}' is empty")
-                for column in self._form(name, dataset, forms):
+                form = self._form(name, dataset, forms)
+                if self.drop_empty_rows:
+                    texts = [column for column in form if column in (*TEXT, *TEXT_OR_MESSAGES)]
+                    part[split] = dataset = dataset.filter(
+                        lambda row, texts=texts: (
+                            not any(isinstance(row[text], str) and not row[text].strip() for text in texts)
+                        )
+                    )
+                for column in form:
                     _check_column(f"{name}: {split}", dataset, column)
             if self.dataset_test_split is not None and "test" not in part:
                 part = self._hold_out(name, part["train"])
@@ -176,7 +189,7 @@ def _check_column(where: str, dataset: "Dataset", column: str) -> None:
             raise UserError(f"{where} row {row}, column '{column}': must be {wanted}, not {_shorten(cell)}")
         silent = column in ("chosen", "rejected") and cell != []  # to say nothing is an answer to compare, too
         if not (silent or (cell and cell[-1]["content"].strip() if messages else cell.strip())):
-            raise UserError(f"{where} row {row}, column '{column}': is empty")
+            raise UserError(f"{where} row {row}, column '{column}': is empty; {DROP_EMPTY_ROWS}")
 
 
 def looks_local(name: str) -> bool:

@@ -24,5 +24,10 @@ def mean_over_tokens(
     """
     logits = outputs["logits"][:, -labels.shape[1] :].float().flatten(0, 1)
     labels = labels.flatten().to(logits.device)
-    total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+    total = smoothed(logits, labels, label_smoothing)
     return total / (labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def smoothed(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy (nats) of labels [N], IGNORED ones left out, with logits [N, V], summed; see `mean_over_tokens`."""
+    return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)

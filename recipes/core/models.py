@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from recipes.core.files import read_json
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from peft import PeftConfig
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
@@ -206,10 +208,20 @@ class ModelConfig:
         return self.load(AutoModelForCausalLM, data)
 
     def load_scorer(self, data: "DatasetDict | None" = None) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
-        """Tokenizer and a model with one scalar head that reads the last real token."""
+        """Tokenizer and a model with one scalar head that reads the last real token.
+
+        Raises:
+            UserError: padding is the EOS token, by which a decoder would find the token before it and learn the score there.
+        """
         from transformers import AutoModelForSequenceClassification
 
-        return self.load(AutoModelForSequenceClassification, data, num_labels=1)
+        tokenizer, model = self.load(AutoModelForSequenceClassification, data, num_labels=1)
+        if hasattr(model, "score") and tokenizer.pad_token_id == tokenizer.eos_token_id:
+            raise UserError(
+                f"{tokenizer.eos_token!r} is both EOS and padding, so the score would be learned at the token before EOS "
+                "and read at EOS; set tokenizer_kwargs: {pad_token: …} to another token of the vocabulary"
+            )
+        return tokenizer, model
 
     def load(
         self,
@@ -233,6 +245,12 @@ class ModelConfig:
                 setattr(config, key, value)
             model = auto.from_config(config, attn_implementation=self.attn_implementation)
         else:
+            if self.peft is not None and (Path(self.model_name_or_path) / "adapter_config.json").is_file():
+                raise UserError(
+                    f"model_name_or_path: {self.model_name_or_path} is an adapter, and one on it would be saved as one "
+                    "of its base; merge it first: python -m scripts.export "
+                    f"{self.model_name_or_path} --output_dir runs/export/…"
+                )
             model = load_pretrained(
                 auto,
                 self.model_name_or_path,
@@ -321,6 +339,18 @@ def give_memory_to_new_weights(model: "PreTrainedModel") -> None:
             if weight.is_meta:
                 empty = torch.empty_like(weight, device="cpu")
                 module.register_parameter(name, torch.nn.Parameter(empty, requires_grad=weight.requires_grad))
+
+
+def whole_weights(*models: "nn.Module") -> AbstractContextManager:
+    """Under ZeRO-3, the weights of the models in one piece; what the first process writes to them is kept."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
 def merged(base: "PreTrainedModel", path: str) -> "PreTrainedModel":

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from recipes.core.errors import UserError
 from recipes.core.files import write_text
-from recipes.core.peft_block import adapter_parameters
+from recipes.core.peft_block import adapted, adapter_parameters
 
 if TYPE_CHECKING:
     from recipes.core.run import Run
@@ -74,21 +74,23 @@ def stop_without_gradient(trainer: Trainer) -> None:
     """Stop a run whose adapter gets no gradient in its first step: it would end as it began, with a loss that looks well.
 
     A frozen layer before it, a cache that is turned off or a prompt that a model does not read can cut an adapter off.
+    Where answers are sampled a gradient of zeros is right as long as all of them get the same reward.
     """
-    if isinstance(trainer.model, PeftModel) and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
-        trainer.add_callback(_FirstGradient(trainer.model))
+    model = adapted(trainer)
+    if model is not None and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
+        trainer.add_callback(_FirstGradient(model, may_be_zero=hasattr(trainer, "reward_funcs")))
 
 
 class _FirstGradient(TrainerCallback):
-    def __init__(self, model: PeftModel):
-        self.model, self.looked = model, False
+    def __init__(self, model: PeftModel, may_be_zero: bool):
+        self.model, self.may_be_zero, self.looked = model, may_be_zero, False
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if self.looked:
             return
         self.looked = True
         trained = adapter_parameters(self.model)
-        if trained and not any(p.grad is not None and p.grad.any() for p in trained.values()):
+        if trained and not any(p.grad is not None and (self.may_be_zero or p.grad.any()) for p in trained.values()):
             method = self.model.active_peft_config.peft_type.value.lower()
             raise UserError(
                 f"peft: no gradient reaches the {method} adapter in the first step; it would not be trained"

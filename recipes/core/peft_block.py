@@ -14,7 +14,7 @@ from recipes.core.config import Setting, fit_setting
 from recipes.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from torch import nn
     from transformers import PreTrainedModel, Trainer
 
@@ -174,19 +174,34 @@ def adapt(
 
 
 # ----------------------------------------------------------------------------------------- against the training
-def check_training(trainer: "Trainer") -> None:
-    """Hold the adapter that is about to be trained against the trainer.
-
-    Raises:
-        UserError: prefix-tuning with activation checkpointing, which drops the cache that carries the prefix; nothing
-            to train.
-    """
+def adapted(trainer: "Trainer") -> "PeftModel | None":
+    """The model under an adapter that is trained: the trainer's own, or PPO's policy; None without an adapter."""
     from peft import PeftModel
 
-    model = trainer.model
-    if not isinstance(model, PeftModel):
+    model = getattr(trainer.model, "policy", trainer.model)
+    return model if isinstance(model, PeftModel) else None
+
+
+def check_training(trainer: "Trainer", block: dict[str, Any] | None) -> None:
+    """Hold the adapter that is about to be trained against the trainer.
+
+    Args:
+        block: the config's `peft`.
+
+    Raises:
+        UserError: the trainer has no adapter although one was asked for; prefix-tuning with activation checkpointing, which
+            drops the cache that carries the prefix; AdaLoRA in PPO; nothing to train.
+    """
+    model = adapted(trainer)
+    if model is None and block is not None:
+        raise UserError("peft: this recipe trains all weights and would leave the adapter out; drop the block")
+    if model is None:
         return
     config = model.active_peft_config
+    if config.peft_type == "ADALORA" and model is not trainer.model:
+        raise UserError(
+            "peft: adalora has no schedule in PPO, and its ranks would stay as they are; take lora or dora"
+        )
     if trainer.args.activation_checkpointing:
         if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
             raise UserError(

@@ -16,6 +16,11 @@ from recipes.core.errors import UserError, refused_by_library, report_user_error
 from recipes.core.processes import connect_processes, end_processes
 from recipes.core.run import Run, RunConfig
 
+REFUSED = {  # of TrainingArguments
+    "resume_from_checkpoint": "a run resumes by itself from its last whole checkpoint",
+    "save_only_model": "a run could not resume from checkpoints without the optimizer's state",
+}
+
 
 def recipe(main: Callable[..., None]) -> Callable[..., None]:
     """Read the config into the dataclasses that `main` names, open the run, call `main`, write the result.
@@ -31,12 +36,9 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
     def parse(argv: Sequence[str]) -> Resolved:
         """The resolved config, checked as far as it can be without loading anything."""
         config = resolve([RunConfig, *groups], name, argv)
-        if getattr(config.get(groups[-1]), "resume_from_checkpoint", None):
-            raise with_origin(
-                UserError("resume_from_checkpoint: drop it; a run resumes by itself from its last whole checkpoint"),
-                config.settings,
-                config.name,
-            )
+        for key, why in REFUSED.items():
+            if getattr(config.get(groups[-1]), key, None):
+                raise with_origin(UserError(f"{key}: drop it; {why}"), config.settings, config.name)
         for group in groups:
             check = getattr(config.get(group), "check_names", None)
             if check:

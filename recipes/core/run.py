@@ -179,22 +179,27 @@ class Run:
         """Train from the last good checkpoint if there is one, then save the model with all that `from_pretrained` needs.
 
         Raises:
-            UserError: the loss is no longer finite, or no gradient reaches an adapter; the last good checkpoint stays.
+            UserError: the adapter and the trainer do not fit; the loss is no longer finite, or no gradient reaches an
+                adapter: the last good checkpoint stays.
         """
         from recipes.core.adalora import allocate_ranks
         from recipes.core.adapter_checkpoints import keep_all_that_is_trained
+        from recipes.core.adapter_penalty import add_fusion_penalty
         from recipes.core.checkpoints import (
             SealCheckpoints,
             discard_half_written,
             last_good_checkpoint,
             stop_at_max_steps,
         )
+        from recipes.core.models import ModelConfig
         from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss, stop_without_gradient
         from recipes.core.moving import move
         from recipes.core.peft_block import check_training
 
-        check_training(trainer)
+        model = self.config.groups.get(ModelConfig)
+        check_training(trainer, model.peft if model else None)
         allocate_ranks(trainer)
+        add_fusion_penalty(trainer)
         self.start()
         checkpoint = last_good_checkpoint(self.output_dir)
         self._wait()
@@ -247,6 +252,8 @@ class Run:
         self._wait()
         if self.is_main_process:
             for file in unfinished.iterdir():
+                if file.is_dir():  # an adapter with a name; one from before a kill would be in the way
+                    shutil.rmtree(self.output_dir / file.name, ignore_errors=True)
                 os.replace(file, self.output_dir / file.name)
             unfinished.rmdir()
             from recipes.core.results import draw_curves

@@ -11,7 +11,7 @@ from statistics import mean
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.finetuning import classification_head
 from recipes.finetuning.classification import ClassificationConfig
-from recipes.finetuning.classification_data import FORMS, baselines, labels_of
+from recipes.finetuning.classification_data import baselines, labels_of, task_of
 from recipes.finetuning.fusion_weights import mean_weights
 
 
@@ -31,6 +31,8 @@ class AdapterFusionTaskConfig(ClassificationConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.template is not None:
+            raise UserError("adapter_fusion trains adapters with a head; drop template")
         if not self.sources or "target" in self.sources:
             raise UserError(
                 "sources: name at least one task beside the target: {name: dataset}, none of them 'target'"
@@ -42,10 +44,10 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: AdapterFusion
     if model.peft is None or model.peft.get("method") != "bottleneck" or model.peft.get("placement") != "pfeiffer":
         raise UserError("adapter_fusion combines adapters of peft: {method: bottleneck, placement: pfeiffer}")
     tasks = {
-        name: replace(data, dataset_name=source, max_train_samples=None).load(*FORMS)
+        name: task_of(replace(data, dataset_name=source, max_train_samples=None))
         for name, source in training.sources.items()
     }
-    tasks["target"] = data.load(*FORMS)
+    tasks["target"] = task_of(data)
     labels = {name: labels_of(task) for name, task in tasks.items()}
 
     scores: dict[str, list[float]] = {}

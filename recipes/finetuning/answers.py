@@ -4,7 +4,7 @@ import torch
 from datasets import Dataset
 from trl import SFTTrainer, is_conversational
 
-from recipes.core import UserError, metrics
+from recipes.core import metrics
 
 BATCH = 64  # prompts at a time at most
 GOLD = "embedded/instructions"  # data whose answers can be checked
@@ -21,12 +21,7 @@ def count_answers(trainer: SFTTrainer, test: Dataset, source: list[str], number:
     Returns:
         `exact_match` and `chrf` against the demonstrated answers, from 0 to 100; `ended`, the share that ended by itself;
         for GOLD `gold_score`, from 0 to 1, against what is right, whatever was demonstrated.
-
-    Raises:
-        UserError: the rows have no prompt apart from an answer.
     """
-    if not {"prompt", "completion"} <= set(test.column_names):
-        raise UserError("answers: only data with the columns 'prompt' and 'completion' have prompts to be answered")
     rows = test.select(range(min(number, len(test))))
     given, ended = answers(trainer, rows, length)
     wanted = [text_of(completion) for completion in rows["completion"]]

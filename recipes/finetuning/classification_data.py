@@ -9,10 +9,22 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from recipes.core import metrics
+from recipes.core import DataConfig, metrics
 from recipes.core.errors import UserError, did_you_mean
 
 FORMS = (("text", "text_pair", "label"), ("text", "label"))
+
+
+def task_of(data: DataConfig) -> DatasetDict:
+    """The rows of a task in the splits `train` and `test`, for recipes of several stages, which compare what they measure.
+
+    Raises:
+        UserError: there is no split to measure on.
+    """
+    task = data.load(*FORMS)
+    if "test" not in task:
+        raise UserError("dataset_test_split: the stages are compared on held-out rows; name a split for them")
+    return task
 
 
 def labels_of(splits: DatasetDict) -> list[str]:

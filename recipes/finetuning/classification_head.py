@@ -49,10 +49,15 @@ def make_trainer(
 
 
 class ClassificationTrainer(Trainer):
-    """A Trainer whose loss has the mean loss of the next token, times `lm_coef`, beside the model's own."""
+    """A Trainer whose loss has the mean loss of the next token, times `lm_coef`, beside the model's own, a mean over rows.
+
+    Trainer takes these models' loss, whose forward has keywords to spare, for one that is a sum over the whole step's labels
+    already, and would multiply it by micro-batches and processes.
+    """
 
     def __init__(self, *args, lm_coef: float = 0.0, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, preprocess_logits_for_metrics=scores_alone, **kwargs)
+        self.model_accepts_loss_kwargs = False
         self.lm_coef = lm_coef
         if lm_coef:
             self.hidden = keep_head_input(self.model)
@@ -65,6 +70,11 @@ class ClassificationTrainer(Trainer):
                 self.hidden[-1], embedding, inputs["input_ids"], inputs["attention_mask"]
             )
         return (loss, outputs) if return_outputs else loss
+
+
+def scores_alone(outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """The scores [rows, labels]; an encoder-decoder gives its encoder's states too."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def keep_head_input(model: nn.Module) -> list[Tensor]:

@@ -85,7 +85,7 @@ def main(run: Run, compared: ComparisonConfig) -> None:
     run.write("table.md", markdown(rows, compared.score))
     draw(rows, compared.score, folder / "plot.png")
     run.record(**{f"{compared.score} {name}": row["score"] for name, row in rows.items()}, methods=rows)
-    run.record(baselines=next(iter(finished.values()))["baselines"] if finished else {})
+    run.record(baselines=next((result["baselines"] for result in finished.values() if result), {}))
 
 
 if __name__ == "__main__":

@@ -126,11 +126,25 @@ def best_rate(searched: dict[Key, dict[str, Any] | None], name: str, compared: "
     """The multiple of the method's own rate with the best score on held-out rows, of equal ones the lowest; None if none."""
     sign = 1 if compared.higher_is_better else -1
     scores = {
-        rate: sign * result["metrics"][compared.score]
+        rate: sign * score_of(result, compared)
         for (method, rate), result in searched.items()
-        if method == name and result and result["metrics"].get(compared.score) is not None
+        if method == name and result
     }
     return max(sorted(scores), key=scores.get) if scores else None
+
+
+def score_of(result: dict[str, Any], compared: "ComparisonConfig") -> float:
+    """The figure of a run that is compared.
+
+    Raises:
+        UserError: the runs do not measure it.
+    """
+    measured = result["metrics"]
+    if compared.score not in measured:
+        raise UserError(
+            f"score: the runs of {compared.base} measure no '{compared.score}'{did_you_mean(compared.score, measured)}"
+        )
+    return measured[compared.score]
 
 
 def rates_beyond(searched: dict[Key, dict[str, Any] | None], name: str, compared: "ComparisonConfig") -> list[float]:

@@ -11,8 +11,9 @@ from statistics import mean
 from transformers import AutoModelForMaskedLM
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.core.errors import did_you_mean
 from recipes.finetuning.classification import ClassificationConfig
-from recipes.finetuning.classification_data import FORMS, baselines, labels_of
+from recipes.finetuning.classification_data import baselines, labels_of, task_of
 from recipes.finetuning.language_adapters import accuracy, stacked_trainer
 from recipes.finetuning.masked_text import masked_trainer, texts_of
 
@@ -41,17 +42,26 @@ class CrossLingualConfig(ClassificationConfig):
     task_reduction_factor: float = field(default=16, metadata={"help": "Of the task adapter; 16 in the paper."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One task adapter for each."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.template is not None or self.lm_coef or self.freeze_base:
+            raise UserError("cross_lingual trains task adapters with a head; drop template, lm_coef and freeze_base")
+
 
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, training: CrossLingualConfig) -> None:
     if model.peft is None or model.peft.get("method") != "bottleneck" or not model.peft.get("invertible"):
         raise UserError("cross_lingual stacks adapters of peft: {method: bottleneck, invertible: true}")
-    task = data.load(*FORMS)
+    task = task_of(data)
     labels = labels_of(task)
-    other = replace(
-        data, dataset_name=training.other_test_dataset_name, dataset_config=training.other_test_dataset_config
-    ).load(*FORMS)
-    labels_of(other)
+    other = task_of(
+        replace(data, dataset_name=training.other_test_dataset_name, dataset_config=training.other_test_dataset_config)
+    )
+    for label in labels_of(other):
+        if label not in labels:
+            raise UserError(
+                f"other_test_dataset_name: its label '{label}' is none of the task's{did_you_mean(label, labels)}"
+            )
 
     sources = {
         "language": (training.language_dataset_name, training.language_dataset_config),

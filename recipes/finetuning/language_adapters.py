@@ -13,6 +13,7 @@ from recipes.core import ModelConfig
 from recipes.core.peft_block import train_new_modules
 from recipes.finetuning.classification import ClassificationConfig
 from recipes.finetuning.classification_data import encode, measures
+from recipes.finetuning.classification_head import ClassificationTrainer
 
 TASK = "task"
 
@@ -41,7 +42,7 @@ def stacked_trainer(
         classifier = open_adapter(classifier, folder, name)
     classifier.add_adapter(TASK, config)
     stack(classifier, next(iter(languages)), TASK)
-    return Trainer(
+    return ClassificationTrainer(
         model=classifier,
         args=training,
         processing_class=tokenizer,

@@ -23,9 +23,13 @@ from recipes.core import DataConfig, UserError
 
 
 def texts_of(data: DataConfig) -> DatasetDict:
-    """Documents with the column `text`, all of them; the columns that the task's data are given do not matter here."""
+    """Documents with the column `text`, all that hold any; the columns that the task's data are given do not matter here."""
     return replace(
-        data, dataset_columns=None, max_train_samples=None, test_split_size=data.test_split_size or 0.01
+        data,
+        dataset_columns=None,
+        drop_empty_rows=True,
+        max_train_samples=None,
+        test_split_size=data.test_split_size or 0.01,
     ).load(("text",))
 
 

@@ -10,9 +10,10 @@ from statistics import mean
 
 from recipes.adapters.prompt_similarity import cosine_of_average_tokens, per_token_average_cosine
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.core.errors import did_you_mean
 from recipes.finetuning import classification_gap
 from recipes.finetuning.classification import ClassificationConfig
-from recipes.finetuning.classification_data import FORMS, baselines, labels_of
+from recipes.finetuning.classification_data import baselines, labels_of, task_of
 from recipes.finetuning.few_shots import few_shots, load_prompt, start_from
 
 
@@ -36,6 +37,11 @@ class PromptTransferConfig(ClassificationConfig):
             raise UserError("prompt_transfer has no head to transfer: set template")
         if not self.sources:
             raise UserError("sources: name at least one source task: {name: dataset}")
+        strangers = set(self.source_verbalizers or {}) - set(self.sources)
+        if strangers:
+            raise UserError(
+                f"source_verbalizers: no source '{min(strangers)}'{did_you_mean(min(strangers), self.sources)}"
+            )
         if self.shots < 1:
             raise UserError(f"shots must be at least 1, not {self.shots}")
 
@@ -44,14 +50,14 @@ class PromptTransferConfig(ClassificationConfig):
 def main(run: Run, model: ModelConfig, data: DataConfig, training: PromptTransferConfig) -> None:
     if model.peft is None or model.peft.get("method") != "prompt_tuning":
         raise UserError("prompt_transfer carries over prompts of peft: {method: prompt_tuning}")
-    target = data.load(*FORMS)
+    target = task_of(data)
     labels = labels_of(target)
 
     prompts = {}
     for name, source in training.sources.items():  # 1: a prompt for each source task, from all its rows
         part = run.stage(f"source-{name}", verbalizer=(training.source_verbalizers or {}).get(name))
         if not part.finished():
-            task = replace(data, dataset_name=source, max_train_samples=None).load(*FORMS)
+            task = task_of(replace(data, dataset_name=source, max_train_samples=None))
             trainer = classification_gap.make_trainer(replace(model), part.arguments, task, labels_of(task))
             part.fit(trainer)
             part.record(accuracy=trainer.evaluate()["eval_accuracy"])

@@ -33,6 +33,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: QuestionAnswe
     questions = data.load(FORM)
     check_answers(questions)
     tokenizer, reader = model.load(AutoModelForQuestionAnswering, needs=("pad_token",))
+    tokenizer.padding_side = "right"  # answers are told by their places in a window
     windows = {
         split: encode(questions[split], tokenizer, training.max_length, training.doc_stride) for split in questions
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig, SFTTrainer
 
-from recipes.core import DataConfig, ModelConfig, Run, recipe
+from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.finetuning.answers import count_answers
 from recipes.finetuning.supervision import check_supervision
 
@@ -25,6 +25,8 @@ class TuningConfig(SFTConfig):
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, training: TuningConfig) -> None:
     dialogues = data.load(("prompt", "completion"), ("messages",), ("text",))
+    if training.answers and not {"prompt", "completion"} <= set(dialogues["train"].column_names):
+        raise UserError("answers: only data with the columns 'prompt' and 'completion' have prompts to be answered")
     tokenizer, language_model = model.load_causal_lm(dialogues)
 
     trainer = SFTTrainer(

@@ -12,7 +12,7 @@ from transformers import AutoModelForPreTraining
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.finetuning import classification_head
 from recipes.finetuning.classification import ClassificationConfig
-from recipes.finetuning.classification_data import FORMS, baselines, labels_of
+from recipes.finetuning.classification_data import baselines, labels_of, task_of
 from recipes.finetuning.layer_decay import use_layer_decay
 from recipes.finetuning.masked_text import masked_trainer, texts_of
 
@@ -31,6 +31,9 @@ class ThreeStageConfig(ClassificationConfig):
     in_domain_dataset_name: str | None = field(
         default=None, metadata={"help": "Stage 2: text of the task's domain; null: the task's training texts."}
     )
+    in_domain_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset of stage 2."}
+    )
     in_domain_steps: int = field(default=1000, metadata={"help": "Optimiser steps of stage 2."})
     pretraining_learning_rate: float = field(default=5e-5, metadata={"help": "Of stages 1 and 2; 5e-5 in the paper."})
     pretraining_max_length: int = field(default=128, metadata={"help": "Tokens of a row in stages 1 and 2."})
@@ -46,12 +49,13 @@ class ThreeStageConfig(ClassificationConfig):
 
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, training: ThreeStageConfig) -> None:
-    task = data.load(*FORMS)
+    task = task_of(data)
     labels = labels_of(task)
-    domain = training.in_domain_dataset_name
-    domain = task.select_columns("text") if domain is None else texts_of(replace(data, dataset_name=domain))
-
     further = replace(data, dataset_name=training.further_dataset_name, dataset_config=training.further_dataset_config)
+    domain = task.select_columns("text")
+    if training.in_domain_dataset_name is not None:
+        name, configuration = training.in_domain_dataset_name, training.in_domain_dataset_config
+        domain = texts_of(replace(data, dataset_name=name, dataset_config=configuration))
 
     def pretrain(name: str, source: str, text, steps: int) -> str:
         """Go on with masked words from the model in `source`; returns the folder of the new one."""

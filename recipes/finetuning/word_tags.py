@@ -20,7 +20,8 @@ def tags_of(sentences: DatasetDict) -> list[str]:
     """The tags of the training split in order; after this the column `tags` holds names.
 
     Raises:
-        UserError: a row has not as many tags as words, or a tag that is no name or number, or one that only test has.
+        UserError: a row has not as many tags as words, or a tag that is no name or number, or one that only test has; or all
+            of them are numbers, of which nobody can tell where an entity begins.
     """
     item = getattr(sentences["train"].features["tags"], "feature", None)
     names = item.names if isinstance(item, ClassLabel) else None
@@ -34,6 +35,11 @@ def tags_of(sentences: DatasetDict) -> list[str]:
         sentences[split] = dataset.remove_columns("tags").add_column("tags", named)
     in_training = {tag for tags in sentences["train"]["tags"] for tag in tags}
     known = names or sorted(in_training)
+    if all(tag.isdigit() for tag in known):
+        raise UserError(
+            "column 'tags': holds numbers without names, and entities are counted by names such as B-PER and I-PER; name "
+            "them, as text or as a ClassLabel"
+        )
     for split, dataset in sentences.items():
         strangers = sorted({tag for tags in dataset["tags"] for tag in tags} - in_training)
         if strangers:

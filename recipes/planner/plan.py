@@ -122,7 +122,7 @@ def more_gpus(workload: Workload, cluster: Cluster, most: int = 16384) -> Change
 
 def _lighter(workload: Workload) -> Iterator[tuple[str, Workload]]:
     """The workload with one after another of what saves memory, none of which changes what a step learns from but the
-    last: an adapter in place of all weights."""
+    last: an adapter in place of all weights, which pretraining has none of."""
     if not workload.checkpointing:
         workload = workload.changed(checkpointing=True)
         yield "--activation_checkpointing true", workload
@@ -137,6 +137,8 @@ def _lighter(workload: Workload) -> Iterator[tuple[str, Workload]]:
     if workload.adapter is None and "8bit" not in workload.optimizer and workload.optimizer.startswith("adamw"):
         workload = workload.changed(optimizer="adamw_8bit")
         yield "--optim adamw_8bit", workload
+    if workload.name.startswith("pretraining/"):
+        return
     if workload.adapter is None:
         others = tuple(role for role in workload.others if role.name != "reference")  # the base is one
         based = len(others) < len(workload.others)

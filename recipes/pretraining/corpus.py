@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from recipes.core import DataConfig, UserError
-from recipes.core.data import READER_OPTIONS, READERS, first_bad_row, looks_local
+from recipes.core.data import DROP_EMPTY_ROWS, READER_OPTIONS, READERS, first_bad_row, looks_local
 from recipes.core.errors import did_you_mean
 from recipes.core.files import read_json, write_json
 
@@ -126,7 +126,9 @@ class CorpusConfig(DataConfig):
             self._check_hold_out(name, is_whole)
             identity = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
             return _Source(
-                identity, is_whole, lambda: itertools.chain.from_iterable(read(file, column) for file in files)
+                identity,
+                is_whole,
+                lambda: itertools.chain.from_iterable(read(file, column, self.drop_empty_rows) for file in files),
             )
         if name.startswith("embedded/"):
             rows = self._rename(name, self._splits(name))
@@ -134,7 +136,9 @@ class CorpusConfig(DataConfig):
             rows = rows["train" if is_whole else split]
             self._form(name, rows, [("text",)])
             digest = hashlib.sha256("\0".join(rows["text"]).encode()).hexdigest()
-            return _Source(digest, is_whole, lambda: _checked(_cells(rows), f"{name}: {split}", "text"))
+            return _Source(
+                digest, is_whole, lambda: _checked(_cells(rows), f"{name}: {split}", "text", self.drop_empty_rows)
+            )
         return self._from_hub(name, theirs, split, column)
 
     def _from_hub(self, name: str, theirs: dict[str, str | None], split: str, column: str) -> "_Source":
@@ -160,7 +164,9 @@ class CorpusConfig(DataConfig):
                 yield row[column]
 
         return _Source(
-            [name, self.dataset_config, commit], is_whole, lambda: _checked(cells(), f"{name}: {split}", column)
+            [name, self.dataset_config, commit],
+            is_whole,
+            lambda: _checked(cells(), f"{name}: {split}", column, self.drop_empty_rows),
         )
 
     def _check_hold_out(self, name: str, is_whole: bool) -> None:
@@ -184,7 +190,7 @@ class _Source:
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
-def read(file: Path, column: str) -> Iterator[str]:
+def read(file: Path, column: str, drop_empty: bool = False) -> Iterator[str]:
     """The texts of a JSON, JSONL, CSV, Parquet or text file (its paragraphs), row by row, a piece of it in memory.
 
     Raises:
@@ -207,20 +213,21 @@ def read(file: Path, column: str) -> Iterator[str]:
             yield from table[column].to_pylist()
 
     try:
-        yield from _checked(cells(), str(file), column)
+        yield from _checked(cells(), str(file), column, drop_empty)
     except UserError:
         raise
     except Exception as error:  # pyarrow, pandas and datasets raise many kinds and seldom name the row
         raise UserError(first_bad_row(file) or f"{file}: {error.__cause__ or error}") from None
 
 
-def _checked(cells: Iterable[object], where: str, column: str) -> Iterator[str]:
+def _checked(cells: Iterable[object], where: str, column: str, drop_empty: bool) -> Iterator[str]:
     for row, cell in enumerate(cells, 1):
         if not isinstance(cell, str):
             raise UserError(f"{where} row {row}, column '{column}': must be text, not {json.dumps(cell, default=str)}")
-        if not cell.strip():
-            raise UserError(f"{where} row {row}, column '{column}': is empty")
-        yield cell
+        if cell.strip():
+            yield cell
+        elif not drop_empty:
+            raise UserError(f"{where} row {row}, column '{column}': is empty; {DROP_EMPTY_ROWS}")
 
 
 def _cells(rows: "Iterable") -> Iterator[str]:

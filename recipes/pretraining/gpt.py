@@ -9,6 +9,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.masking_utils import find_packed_sequence_indices
 
 from recipes.core import UserError
+from recipes.core.models import whole_weights
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:
@@ -77,6 +78,7 @@ def initialize(model: PreTrainedModel) -> None:
     std, layers = model.config.initializer_range, len(model.transformer.h)
     for block in model.transformer.h:
         attention = block.attn.attention
-        for writes in (attention.out_proj, block.mlp.c_proj):
-            writes.weight.normal_(std=std / math.sqrt(2 * layers))
-        attention.q_proj.weight.normal_(std=std / math.sqrt(attention.head_dim))
+        with whole_weights(attention, block.mlp):
+            for writes in (attention.out_proj, block.mlp.c_proj):
+                writes.weight.normal_(std=std / math.sqrt(2 * layers))
+            attention.q_proj.weight.normal_(std=std / math.sqrt(attention.head_dim))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, TrainingArguments
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
+from recipes.core.models import whole_weights
 from recipes.pretraining.cloze import filled_blanks, unigram_baselines
 from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer, check_model
@@ -91,7 +92,8 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: MaskedConfig)
         eval_dataset=test_rows,
         callbacks=[CountEpochs(train_rows)],
     )
-    at_start = {"probe_accuracy": probe.accuracy(encoder, tokenizer, training.max_length)} if probe else {}
+    with whole_weights(encoder):
+        at_start = {"probe_accuracy": probe.accuracy(encoder, tokenizer, training.max_length)} if probe else {}
     run.fit(trainer)
 
     measured = trainer.evaluate()

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 
 from recipes.core import UserError
+from recipes.core.losses import smoothed
 from recipes.pretraining.length_groups import LengthGroupedTrainer
 from recipes.pretraining.masking import IGNORED
 
@@ -68,7 +69,9 @@ class MaskedTrainer(LengthGroupedTrainer):
         nats = cross_entropy(logits, labels[supervised], reduction="none")
 
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        loss = nats.sum() * scale / num_items_in_batch if num_items_in_batch is not None else nats.mean()
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        total = smoothed(logits, labels[supervised], smoothing) if smoothing else nats.sum()
+        loss = total * scale / num_items_in_batch if num_items_in_batch is not None else total / len(nats)
         measured = {
             "nats": torch.zeros_like(labels, dtype=nats.dtype).masked_scatter(supervised, nats),
             "right": torch.zeros_like(labels).masked_scatter(
@@ -77,9 +80,9 @@ class MaskedTrainer(LengthGroupedTrainer):
         }
         if next_labels is not None:
             next_logits = outputs["seq_relationship_logits"].float()
-            next_nats = cross_entropy(next_logits, next_labels, reduction="none")
+            next_nats = cross_entropy(next_logits, next_labels, ignore_index=IGNORED, reduction="none")
             parts = self.current_gradient_accumulation_steps if model.training else 1
-            loss = loss + next_nats.mean() / parts
+            loss = loss + next_nats.sum() / next_labels.ne(IGNORED).sum().clamp(min=1) / parts
             measured |= {"next_nats": next_nats, "next_right": (next_logits.argmax(-1) == next_labels).long()}
         return (loss, {"loss": loss, **measured}) if return_outputs else loss
 
@@ -94,7 +97,10 @@ def masked_metrics(evaluated: EvalPrediction) -> dict[str, float]:
         "masked_accuracy": float(right[supervised].mean()),
     }
     metrics["loss"] = metrics["masked_loss"]
-    if pairs:
-        metrics["loss"] += float(pairs[0].mean(dtype=np.float64))
-        metrics["next_sentence_accuracy"] = float(pairs[1].mean())
+    told = (
+        evaluated.label_ids[1] != IGNORED if pairs else np.zeros(0, dtype=bool)
+    )  # of UniLM's rows only some are pairs
+    if told.any():
+        metrics["loss"] += float(pairs[0][told].mean(dtype=np.float64))
+        metrics["next_sentence_accuracy"] = float(pairs[1][told].mean())
     return metrics

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
+from recipes.core.losses import smoothed
 from recipes.pretraining.drawn_rows import RangeRows
 from recipes.pretraining.length_groups import LengthGroupedTrainer
 from recipes.pretraining.masking import IGNORED, pad
@@ -111,7 +112,8 @@ class ReconstructionTrainer(LengthGroupedTrainer):
         nats = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch / scale
-        loss = nats.sum() / count
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        loss = (smoothed(logits.flatten(0, 1), labels.flatten(), smoothing) if smoothing else nats.sum()) / count
         if not return_outputs:
             return loss
         measured = {"loss": loss, "nats": nats.view_as(labels), "right": (logits.argmax(-1) == labels).long()}

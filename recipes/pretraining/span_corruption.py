@@ -7,6 +7,7 @@ Run:   accelerate launch -m recipes.pretraining.span_corruption --config configs
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import AutoModelForSeq2SeqLM, TrainingArguments
 
@@ -60,7 +61,7 @@ def main(run: Run, model: ModelConfig, data: CorpusConfig, training: SpanCorrupt
         data_collator=collator,
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
-        compute_loss_func=mean_over_tokens,
+        compute_loss_func=partial(mean_over_tokens, label_smoothing=training.label_smoothing_factor),
         optimizer_cls_and_kwargs=optimizer_of(training),
         callbacks=[CountEpochs(rows["train"])],
     )

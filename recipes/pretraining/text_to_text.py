@@ -7,6 +7,7 @@ Run:   accelerate launch -m recipes.pretraining.text_to_text --config configs/pr
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import AutoModelForSeq2SeqLM, TrainingArguments
 
@@ -38,6 +39,8 @@ class MixtureConfig(TrainingArguments):
         for key in ("max_source_length", "max_target_length"):
             if getattr(self, key) < 2:
                 raise UserError(f"'{key}' must be at least 2, not {getattr(self, key)}")
+        if self.train_sampling_strategy != "random":
+            raise UserError("'train_sampling_strategy': a mixture draws from its tasks by their rates; drop it")
 
 
 @recipe
@@ -56,7 +59,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: MixtureConfig
         data_collator=PairCollator(tokenizer),
         train_dataset=train,
         eval_dataset=encoded.get("test"),
-        compute_loss_func=mean_over_tokens,
+        compute_loss_func=partial(mean_over_tokens, label_smoothing=training.label_smoothing_factor),
         optimizer_cls_and_kwargs=optimizer_of(training),
         callbacks=[CountEpochs(train)],
     )
@@ -66,18 +69,18 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: MixtureConfig
     if "test" not in rows or not is_whole(trainer):
         return
     pages = {}
+    given = Counter((row["task"], row["completion"].strip()) for row in rows["train"])
     for task in encoded["test"]:
         asked = rows["test"].filter(lambda row, task=task: row["task"] == task)
         inputs = [with_prefix(task, prompt) for prompt in asked["prompt"]]
         found = answers(trainer, tokenizer, inputs, training.max_source_length, training.max_target_length)
         wanted = [answer.strip() for answer in asked["completion"]]
-        most_frequent = Counter(row["completion"] for row in rows["train"] if row["task"] == task).most_common(1)
+        counts = {answer: count for (name, answer), count in given.items() if name == task}
+        most_frequent = max(counts, key=counts.get, default=None)
         name = task.replace(" ", "_")
         run.record(
             **{f"{name}_exact_match": sum(map(str.__eq__, found, wanted)) / len(wanted)},
-            baselines={f"{name}_exact_match": sum(answer == most_frequent[0][0] for answer in wanted) / len(wanted)}
-            if most_frequent
-            else {},
+            baselines={f"{name}_exact_match": wanted.count(most_frequent) / len(wanted)} if counts else {},
         )
         pages[task] = list(zip(inputs, found, wanted))[: training.num_samples]
     write_samples(run, pages)

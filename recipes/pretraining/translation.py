@@ -46,6 +46,8 @@ class TranslationConfig(TrainingArguments):
             )
         if self.source_encoder_layers < 1:
             raise UserError(f"'source_encoder_layers' must be at least 1, not {self.source_encoder_layers}")
+        if self.max_length < 4:
+            raise UserError(f"'max_length' must be at least 4, not {self.max_length}")
 
 
 @recipe
@@ -69,9 +71,13 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: TranslationCo
         translator = load_pretrained(
             BartForTranslation,
             model.model_name_or_path,
+            revision=model.model_revision,
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
         )
+    positions = translator.config.max_position_embeddings
+    if training.max_length > positions:
+        raise UserError(f"max_length: texts of {training.max_length} tokens exceed the model's {positions} positions")
     translator.train_in_stage(training.stage)
 
     rows = {split: PairDataset(pairs[split], source_tokenizer, tokenizer, training.max_length) for split in pairs}

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from recipes.core import UserError
+from recipes.core.models import whole_weights
 
 OBJECTIVES = ("bidirectional", "left-to-right", "right-to-left", "sequence-to-sequence")
 BIDIRECTIONAL, LEFT_TO_RIGHT, RIGHT_TO_LEFT, SEQUENCE_TO_SEQUENCE = range(4)
@@ -100,7 +101,8 @@ def give_six_types(model: PreTrainedModel) -> None:
     if old.num_embeddings >= count:
         return
     new = torch.nn.Embedding(count, old.embedding_dim, dtype=old.weight.dtype, device=old.weight.device)
-    for segment in (1, 0):
-        new.weight[torch.as_tensor(TYPES[:, segment])] = old.weight[min(segment, old.num_embeddings - 1)]
+    with whole_weights(old):
+        for segment in (1, 0):
+            new.weight[torch.as_tensor(TYPES[:, segment])] = old.weight[min(segment, old.num_embeddings - 1)]
     embeddings.token_type_embeddings = new
     model.config.type_vocab_size = count

@@ -29,7 +29,9 @@ def score(rows: dict[str, list], answers: Answers, judge: Reward, tokenizer: Pre
     completions = [[{"role": "assistant", "content": text}] if chat else text for text in answers.texts]
     if judge.tokenizer is None:
         columns = {name: column for name, column in rows.items() if name not in ("prompt", "completion")}
-        given = judge.func(prompts=prompts, completions=completions, **columns)
+        responses = zip(answers.tokens["response_ids"], answers.tokens["response_mask"].bool())
+        completion_ids = [ids[real].tolist() for ids, real in responses]
+        given = judge.func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
         return checked(given, judge.name, len(prompts)).double().numpy()
     if same_tokenizer(judge.tokenizer, tokenizer):
         tokens = answers.tokens

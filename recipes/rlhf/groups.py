@@ -45,10 +45,9 @@ def check_reference(model: ModelConfig, beta: float) -> None:
     adapter = (Path(model.model_name_or_path or "") / "adapter_config.json").exists()
     if beta > 0 and model.peft is None and (adapter or model.model_config or model.model_revision != "main"):
         kind = "an adapter" if adapter else "a model from scratch" if model.model_config else "a revision"
-        raise UserError(
-            f"beta: the KL reference of {kind} would be another model; start from a folder of whole weights, add a "
-            "peft block (its reference is the model below the adapter) or set beta: 0"
-        )
+        whole = "start from a folder of whole weights (python -m scripts.export merges an adapter)"
+        peft = "" if adapter else ", add a peft block (its reference is the model below the adapter)"
+        raise UserError(f"beta: the KL reference of {kind} would be another model; {whole}{peft} or set beta: 0")
 
 
 # ------------------------------------------------------------------------------------------------------------- rewards

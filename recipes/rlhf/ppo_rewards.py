@@ -140,12 +140,12 @@ class Rewards:
 
     def total(self, batch: dict[str, Tensor], moments: Tensor | None = None) -> Tensor:
         """The score PPO trains on [B]: weighted, summed, normalised where `moments` are given (`ppo_math.joined_moments`),
-        clipped, less the penalty for a missing stop token.
+        clipped, less the penalty for a missing stop token. Without `moments` a score that PPO normalises is not clipped.
         """
         total = self.weighted(batch)
         if moments is not None:
             total = ppo_math.normalized(total, moments)
-        if self.args.reward_clip is not None:
+        if self.args.reward_clip is not None and (moments is not None or not self.args.normalize_rewards):
             total = total.clamp(-self.args.reward_clip, self.args.reward_clip)
         if self.args.missing_eos_penalty is not None:
             total = total - self.args.missing_eos_penalty * ~self.ended(batch)

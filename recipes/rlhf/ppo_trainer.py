@@ -43,6 +43,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import identity
 
 from recipes.core.errors import UserError
+from recipes.core.models import whole_weights
 from recipes.rlhf import ppo_math
 from recipes.rlhf.heap import give_back_before_backward, keep_freed_memory
 from recipes.rlhf.ppo_checkpoints import PPOCheckpoints
@@ -58,7 +59,7 @@ from recipes.rlhf.ppo_pretraining import PretrainingTexts
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 from recipes.rlhf.ppo_roles import cast_roles
 from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
-from recipes.rlhf.trunk import whole_weights, without_adapter
+from recipes.rlhf.trunk import without_adapter
 
 logger = get_logger(__name__)
 
@@ -177,6 +178,10 @@ class PPOTrainer(PPOCheckpoints):
         self._steps_taken = 0
         self._rollout_stats, self._step_stats = torch.zeros(2, len(STATS), device=args.device)
         self._metrics: dict[str, list[float]] = defaultdict(list)
+
+    @property
+    def reward_funcs(self) -> list:
+        return self.rewards.funcs
 
     def _freeze(self, model: nn.Module) -> nn.Module:
         model.requires_grad_(False).eval()

@@ -16,7 +16,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from recipes.core.errors import UserError
-from recipes.rlhf.trunk import last_cells, packs, part_of, states, whole_weights, without_adapter
+from recipes.core.models import whole_weights
+from recipes.rlhf.trunk import last_cells, packs, part_of, states, without_adapter
 
 HEAD_NAME = "value_head.safetensors"
 VALUE_ADAPTER = "value"

@@ -85,7 +85,8 @@ def load_reward(name: str, dtype: str | None = "float32") -> Reward:
         return Reward(judge.__name__, judge)  # the name under which PPO logs it
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
+    adapter = (Path(name) / "adapter_config.json").is_file()  # whose base says nothing of the one label of its head
+    model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype, num_labels=1 if adapter else None)
     if model.config.num_labels != 1:
         raise UserError(
             f"{name} has {model.config.num_labels} labels and no single score; "

@@ -1,7 +1,7 @@
-"""What PPO asks of any transformers model: its last hidden states, its adapters on and off, its weights in one piece."""
+"""What PPO asks of any transformers model: its last hidden states and its adapters on and off."""
 
 import inspect
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from peft import PeftModel
@@ -9,9 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recipes.core.errors import UserError
+from recipes.core.models import whole_weights
 from recipes.rlhf import ppo_math
 from recipes.rlhf.packing import make_packable, pack
 
@@ -142,16 +142,6 @@ def disable_dropout(model: nn.Module) -> None:
 
 def vocabulary_size(model: nn.Module) -> int:
     return model.config.get_text_config().vocab_size
-
-
-def whole_weights(*models: nn.Module) -> AbstractContextManager:
-    """Under ZeRO-3, the weights of the models in one piece; what the first process writes to them is kept."""
-    if not is_deepspeed_zero3_enabled():
-        return nullcontext()
-    import deepspeed
-
-    parameters = [parameter for model in models for parameter in model.parameters()]
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
 @contextmanager

@@ -43,6 +43,12 @@ class CompareConfig(TaskConfig):
             if algorithm not in ALGORITHMS:
                 raise UserError(f"'algorithms': no '{algorithm}'{did_you_mean(algorithm, ALGORITHMS)}")
             self.settings_of(algorithm)
+        names = [*self.algorithms, *(Path(source).name for source in self.published)]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"'published': two tokenizers are called '{name}', which is what they are told apart by"
+                )
         if self.repeats < 1:
             raise UserError(f"'repeats' must be at least 1, not {self.repeats}")
 
@@ -69,7 +75,7 @@ def main(run: Run, data: DataConfig, method: CompareConfig) -> None:
     held_out = {name: corpus["test"]["text"][:] for name, corpus in corpora.items()}
     together = [text for texts in held_out.values() for text in texts]
 
-    opened = {corpus_name(source): open_published(source) for source in method.published}
+    opened = {Path(source).name: open_published(source) for source in method.published}
     texts = [text for corpus in corpora.values() for text in corpus["train"]["text"]]
     tokenizers, seconds = {}, {}
     for algorithm in method.algorithms:

@@ -20,7 +20,7 @@ def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[st
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     decoded = [tokenizer.decode(ids) for ids in encoded]
     count = sum(map(len, encoded))
-    normalizer = tokenizer.backend_tokenizer.normalizer
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None  # one in Python keeps it inside
     normalized = [normalizer.normalize_str(text) if normalizer else text for text in texts]
     return {
         "bytes_per_token": sum(len(text.encode()) for text in texts) / count,
