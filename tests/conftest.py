@@ -222,7 +222,7 @@ def denoising_jobs(tokenizer: str) -> dict[str, dict]:
             "num_samples": 2,
         },
         "pretraining/unified": {
-            "model_config": {"model_type": "bert", **encoder, "type_vocab_size": 6},
+            "model_config": {"model_type": "bert", **encoder, "type_vocab_size": 2},
             "tokenizer_name_or_path": tokenizer,
             "tokenizer_kwargs": {"cls_token": "<|user|>", "sep_token": "<|assistant|>", "mask_token": "<|system|>"},
             "max_length": 24,

@@ -29,7 +29,7 @@ def add_missing_penalty(trainer: Trainer, penalty: Callable[[], Tensor]) -> None
         if getattr(output, "loss", None) is not None:
             with_loss.append(True)
 
-    model.base_model.register_forward_hook(look)
+    model.get_base_model().register_forward_hook(look)  # a PeftModel without a task type passes by its tuner
     compute_loss = trainer.compute_loss
 
     @functools.wraps(compute_loss)

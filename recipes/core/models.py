@@ -1,8 +1,8 @@
 """Models and tokenizers by name: a Hub name, a folder, another run's output, or built from a config."""
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,6 +351,19 @@ def whole_weights(*models: "nn.Module") -> AbstractContextManager:
 
     parameters = [parameter for model in models for parameter in model.parameters()]
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """Models that are opened inside are whole in every process, also under ZeRO-3: for those that no engine is given."""
+    from transformers.integrations import deepspeed as integration
+
+    config = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = config
 
 
 def merged(base: "PreTrainedModel", path: str) -> "PreTrainedModel":

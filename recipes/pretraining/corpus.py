@@ -98,6 +98,7 @@ class CorpusConfig(DataConfig):
         ]
         vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
         identity = [FORM, [source.identity for source in sources], held_out, self.dataset_columns, limit]
+        identity.append(self.drop_empty_rows)
         key = hashlib.sha256(json.dumps([*identity, vocabulary, separator]).encode()).hexdigest()[:32]
         path = Path(HF_DATASETS_CACHE) / "tokens" / f"{key}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)

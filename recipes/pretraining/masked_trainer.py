@@ -57,6 +57,17 @@ class MaskedTrainer(LengthGroupedTrainer):
             output.last_hidden_state = output.last_hidden_state[self.supervised][None]
         return output
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Trainer's, which counts the labelled tokens of a step; here also the rows that tell whether a segment follows."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = sum(
+            (batch["next_sentence_label"] != IGNORED).sum() for batch in batches if "next_sentence_label" in batch
+        )
+        if self.args.average_tokens_across_devices:
+            pairs = self.accelerator.gather(torch.as_tensor(pairs, device=device)).sum()
+        self.pairs_in_step = int(pairs)
+        return batches, count
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The sum of both losses; with outputs, per position and row: nats and whether the best guess is right."""
         labels, next_labels = inputs.pop("labels"), inputs.pop("next_sentence_label", None)
@@ -81,8 +92,8 @@ class MaskedTrainer(LengthGroupedTrainer):
         if next_labels is not None:
             next_logits = outputs["seq_relationship_logits"].float()
             next_nats = cross_entropy(next_logits, next_labels, ignore_index=IGNORED, reduction="none")
-            parts = self.current_gradient_accumulation_steps if model.training else 1
-            loss = loss + next_nats.sum() / next_labels.ne(IGNORED).sum().clamp(min=1) / parts
+            pairs = self.pairs_in_step / scale if model.training else int(next_labels.ne(IGNORED).sum())
+            loss = loss + next_nats.sum() / (pairs or 1)
             measured |= {"next_nats": next_nats, "next_right": (next_logits.argmax(-1) == next_labels).long()}
         return (loss, {"loss": loss, **measured}) if return_outputs else loss
 

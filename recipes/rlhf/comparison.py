@@ -14,6 +14,7 @@ from recipes.rlhf.rewards import Reward
 from recipes.rlhf.sampling import BATCH, Answers, log_probability, sample
 
 RESAMPLES = 10_000
+GIVEN = ("prompt", "completion", "completion_ids")  # a reward function's own arguments, beside the data's columns
 
 
 @torch.inference_mode()
@@ -28,7 +29,7 @@ def score(rows: dict[str, list], answers: Answers, judge: Reward, tokenizer: Pre
     chat = isinstance(prompts[0], list)
     completions = [[{"role": "assistant", "content": text}] if chat else text for text in answers.texts]
     if judge.tokenizer is None:
-        columns = {name: column for name, column in rows.items() if name not in ("prompt", "completion")}
+        columns = {name: column for name, column in rows.items() if name not in GIVEN}
         responses = zip(answers.tokens["response_ids"], answers.tokens["response_mask"].bool())
         completion_ids = [ids[real].tolist() for ids, real in responses]
         given = judge.func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from recipes.core import ModelConfig, UserError
+from recipes.core.models import unsharded
 from recipes.rlhf.comparison import score
 from recipes.rlhf.ppo_data import check_lengths, left_pad, prompt_token_ids, response_texts, right_pad
 from recipes.rlhf.rewards import Reward, RewardsConfig, load_reward
@@ -69,7 +70,8 @@ def reward_functions(
     weights = training.reward_weights or [1.0] * len(method.reward_funcs)
     if len(weights) != len(method.reward_funcs):
         raise UserError(f"reward_weights has {len(weights)} entries for {len(method.reward_funcs)} reward functions")
-    rewards = [load_reward(name, dtype) for name in method.reward_funcs]
+    with unsharded():
+        rewards = [load_reward(name, dtype) for name in method.reward_funcs]
     functions = [_as_function(reward, tokenizer, training.device) for reward in rewards]
     names = [function.__name__ for function in functions]
     for index, function in enumerate(functions):  # TRL would log the mean of two rewards of one name

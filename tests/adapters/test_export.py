@@ -138,6 +138,19 @@ def test_the_tokenizer_goes_with_it(tiny, tmp_path):
     assert len(tokenizer) == 300
 
 
+def test_a_scorer_whose_base_knows_no_padding(tiny, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(tiny / "model", num_labels=1)
+    base.config.pad_token_id = None
+    base.save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    attach(base, LoraConfig(task_type="SEQ_CLS")).save_pretrained(tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    run(tmp_path / "adapter", "--output_dir", tmp_path / "out")
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert opened.config.pad_token_id == tokenizer.pad_token_id
+
+
 CANNOT = {
     "prompt": (PromptTuningConfig, {"num_virtual_tokens": 3}, "its prompt is part of the input"),
     "prefix": (PrefixTuningConfig, {"num_virtual_tokens": 3}, "its prompt is part of the input"),
@@ -233,6 +246,6 @@ def test_the_program_by_itself(make, tmp_path, root):
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
     shown = [line.partition(":")[0] for line in ran.stdout.splitlines() if not line.startswith("[")]  # DeepSpeed's log
-    assert shown == ["merged model", "note", "saved model (float32)", str(tmp_path / "out")]
+    assert shown == ["note", "merged model", "saved model (float32)", str(tmp_path / "out")]
     with torch.no_grad():
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "out")(**inputs_of("llama")).logits.isfinite().all()

@@ -7,9 +7,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from small_models import HIDDEN, build, disturb, inputs_of, logits, loss_of
+from transformers import Trainer, TrainingArguments
 
 from recipes.adapters import AdapterFusionConfig, BitFitConfig, BottleneckConfig, attach, open_adapter
 from recipes.adapters.fusion import Fusion, FusionLayer
+from recipes.core.adapter_penalty import add_fusion_penalty
 from recipes.core.errors import UserError
 
 
@@ -120,6 +122,29 @@ def test_the_regularizer_is_the_squared_distance_from_the_identity(adapters):
     torch.testing.assert_close(loss_of(model, "bert"), plain + 0.5 * distance)
     with torch.no_grad():
         torch.testing.assert_close(loss_of(model, "bert"), plain)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("who", ["model", "trainer"])
+def test_the_regularizer_is_in_the_loss_once_whoever_works_it_out(who, parts, adapters, tmp_path):
+    base = build("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = attach(base, AdapterFusionConfig(adapters=adapters, regularization=0.5))
+    disturb(model)
+    arguments = TrainingArguments(str(tmp_path), gradient_accumulation_steps=parts, use_cpu=True, report_to="none")
+    loss = {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.logits.mean() * 0}
+    trainer = Trainer(model, arguments, **(loss if who == "trainer" else {}))
+    add_fusion_penalty(trainer)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = parts
+    batch = inputs_of("bert")
+    batch["labels"] = batch["input_ids"]
+    for _ in range(parts):
+        trainer.training_step(model, dict(batch), num_items_in_batch=torch.tensor(parts * batch["labels"].numel()))
+    values = [layer.blocks["default"].value.weight for layer in layers_of(model)]
+    plain = torch.autograd.grad(loss_of(model.eval(), "bert"), values)
+    for value, before in zip(values, plain):
+        regularizer = 0.5 * 2 * (value - torch.eye(HIDDEN))
+        torch.testing.assert_close(value.grad, regularizer + (before if who == "model" else 0), atol=1e-5, rtol=1e-4)
 
 
 def test_one_folder_holds_the_fusion_and_its_adapters(adapters, tmp_path):

@@ -4,7 +4,15 @@ import pytest
 
 DENOISERS = [f"pretraining/{name}" for name in ("masked", "denoising", "translation")]
 OBJECTIVES = [f"pretraining/{name}" for name in ("span_corruption", "text_to_text", "unified", "blank_infilling")]
-RECIPES = ["pretraining/causal", *DENOISERS, *OBJECTIVES, "finetuning/sft", "rlhf/reward", "rlhf/dpo"]
+RECIPES = [
+    "pretraining/causal",
+    *DENOISERS,
+    *OBJECTIVES,
+    "finetuning/sft",
+    "finetuning/classification",
+    "rlhf/reward",
+    "rlhf/dpo",
+]
 NO_DROPOUT = {  # the jobs of the other recipes have none
     "pretraining/masked": [
         "--model_config.hidden_dropout_prob",
@@ -32,6 +40,18 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole(recipe, main, 
     assert len(whole) >= 3
     for one, other in zip(whole, split, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["pretraining/causal", *DENOISERS, *OBJECTIVES])
+def test_label_smoothing_raises_a_loss_and_no_recipe_leaves_it_out(recipe, main, job, log_of, tmp_path):
+    def first_loss(smoothing: float) -> float:
+        folder = tmp_path / str(smoothing)
+        flags = ["--label_smoothing_factor", str(smoothing), "--logging_steps", "1", "--max_steps", "2"]
+        main(recipe)(job(recipe, folder, *flags, *NO_DROPOUT.get(recipe, []), "--max_test_samples", "4"))
+        return log_of(folder)[0]["loss"]
+
+    plain, smoothed = first_loss(0.0), first_loss(0.5)
+    assert plain != pytest.approx(smoothed, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Configs: YAML as people mean it, parents, the command line, and types that do not bend."""
 
 import dataclasses
+import json
 import typing
 from enum import Enum
 
 import pytest
+import yaml
 
 from recipes.core.catalog import find_config
 from recipes.core.config import (
@@ -78,6 +80,27 @@ def test_a_scalar_means_what_it_says(text, value, tmp_path):
 
 def test_not_a_number_is_a_float():
     assert parse_scalar(".nan") != parse_scalar(".nan")
+
+
+@pytest.mark.parametrize("text", ["end with #### and a number", "# be brief", "Note: be brief", "- a", "it's", " a "])
+def test_on_the_command_line_text_stays_as_it_is(text):
+    assert parse_scalar(text) == text
+    assert read_command_line(["--system_prompt", text])["system_prompt"].value == text
+
+
+def test_on_the_command_line_quotes_are_yaml_s():
+    assert parse_scalar("'5'") == "5"
+
+
+def test_keys_with_dots_are_names_of_modules(tmp_path):
+    pattern = {"layers.0.self_attn.q_proj": 8, "k_proj": 4}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"peft": {"r": 2, "rank_pattern": pattern}}))
+    assert plain(tmp_path / "config.yaml") == {"peft": {"r": 2, "rank_pattern": pattern}}
+    told = nest(read_command_line(["--peft.rank_pattern", "{layers.0.self_attn.q_proj: 8, k_proj: 4}"]))
+    assert told == {"peft": {"rank_pattern": pattern}}
+    assert nest(read_command_line(["--peft", json.dumps({"rank_pattern": pattern})])) == {
+        "peft": {"rank_pattern": pattern}
+    }
 
 
 def test_on_the_command_line_what_is_no_yaml_is_text():

@@ -1,5 +1,9 @@
 """An adapter's run that is killed goes on as if undisturbed, also where PEFT's files do not hold all that is trained."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -21,8 +25,6 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_ends_with_the_weights_of_an_undisturbed_run(method, main, models, task_data, tmp_path, monkeypatch):
-    from transformers import Trainer
-
     monkeypatch.setattr("recipes.core.results.draw_curves", lambda *_: None)
     config = {
         "model_name_or_path": str(models / "encoder"),
@@ -44,6 +46,60 @@ def test_it_ends_with_the_weights_of_an_undisturbed_run(method, main, models, ta
             ["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / folder)]
         )
 
+    resumed_after_a_kill(run, monkeypatch)
+    assert_same_adapter(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("method", ["lora", "p-tuning", "prefix-tuning", "prompt-tuning"])
+def test_a_policy_of_ppo_does_too(method, main, job, tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.core.results.draw_curves", lambda *_: None)
+
+    def run(folder: str) -> None:
+        options = ("--peft", json.dumps(METHODS[method]), "--value_model", "shared")
+        main("rlhf/ppo")(job("rlhf/ppo", tmp_path / folder, *options))
+
+    resumed_after_a_kill(run, monkeypatch)
+    assert_same_adapter(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("method", ["p-tuning", "prefix-tuning"])
+def test_the_best_model_is_loaded_whole(method, main, models, task_data, tmp_path, monkeypatch):
+    """Trainer by itself takes a saved prompt for the input of the network that makes it."""
+    monkeypatch.setattr("recipes.core.results.draw_curves", lambda *_: None)
+    config = {
+        "model_name_or_path": str(models / "encoder"),
+        "peft": METHODS[method],
+        "dataset_name": str(task_data / "labels.jsonl"),
+        "test_split_size": 0.2,
+        "max_length": 32,
+        "max_steps": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # the worst: not the last
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "bf16": False,
+        "seed": 0,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    folder = tmp_path / "run"
+    main("finetuning/classification")(["--config", str(tmp_path / "config.yaml"), "--output_dir", str(folder)])
+    losses = {
+        line["step"]: line["eval_loss"]
+        for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        if "eval_loss" in line
+    }
+    assert len({losses[step] for step in (2, 4, 6)}) == 3
+    assert_same_adapter(folder / f"checkpoint-{max((2, 4, 6), key=losses.get)}", folder)
+
+
+def resumed_after_a_kill(run: Callable[[str], None], monkeypatch) -> None:
+    """Run it into `undisturbed`, and into `killed` with a kill after the third step and the same command again."""
+    from transformers import Trainer
+
     run("undisturbed")
     step = Trainer.training_step
 
@@ -58,7 +114,9 @@ def test_it_ends_with_the_weights_of_an_undisturbed_run(method, main, models, ta
     monkeypatch.setattr(Trainer, "training_step", step)
     run("killed")
 
-    ends = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("undisturbed", "killed")]
+
+def assert_same_adapter(one: Path, other: Path) -> None:
+    ends = [load_file(folder / "adapter_model.safetensors") for folder in (one, other)]
     assert ends[0].keys() == ends[1].keys()
     for name, tensor in ends[0].items():
         assert (tensor == ends[1][name]).all(), name

@@ -73,8 +73,9 @@ def stages(run, task_data):
     return lambda recipe, **more: run(recipe, **located(STAGES[recipe]), **more)
 
 
+@pytest.mark.parametrize("saved", [False, True], ids=["before its first checkpoint", "after its model was saved"])
 @pytest.mark.parametrize("recipe", STAGES)
-def test_a_stopped_run_makes_only_what_is_missing_and_ends_alike(recipe, stages, capfd):
+def test_a_stopped_run_makes_only_what_is_missing_and_ends_alike(recipe, saved, stages, capfd):
     from transformers import Trainer
 
     undisturbed, folder = stages(recipe)
@@ -83,11 +84,9 @@ def test_a_stopped_run_makes_only_what_is_missing_and_ends_alike(recipe, stages,
     times = {path: path.stat().st_mtime_ns for path in made if path.parent != folder}
     (folder / "result.json").unlink()
     last = max(times, key=times.get)
-    for path in last.parent.iterdir():  # the last stage was stopped before its first checkpoint
-        if path.name != "run.json" and path.is_file():
-            path.unlink()
-    for folder_of_it in [path for path in last.parent.iterdir() if path.is_dir()]:
-        shutil.rmtree(folder_of_it)
+    for path in list(last.parent.iterdir()):  # of the last stage, when it was stopped
+        if path == last or (not saved and path.name != "run.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     trained, train = [], Trainer.train
     with pytest.MonkeyPatch.context() as patch:
@@ -100,6 +99,14 @@ def test_a_stopped_run_makes_only_what_is_missing_and_ends_alike(recipe, stages,
     assert {path: path.stat().st_mtime_ns for path in times if path != last} == {
         path: time for path, time in times.items() if path != last
     }
+
+
+def test_labels_that_the_other_language_alone_has_are_refused(stages, tmp_path, monkeypatch, capfd):
+    (tmp_path / "other.jsonl").write_text('{"text": "a", "label": "good"}\n{"text": "b", "label": "god"}\n' * 10)
+    monkeypatch.setitem(STAGES["finetuning/cross_lingual"], "other_test_dataset_name", str(tmp_path / "other.jsonl"))
+    with pytest.raises(SystemExit):
+        stages("finetuning/cross_lingual")
+    assert "its label 'god' is none of the task's; did you mean 'good'?" in capfd.readouterr().err
 
 
 def test_three_stages_are_measured_after_one_two_and_three(stages):
@@ -184,13 +191,24 @@ def test_a_prompt_begins_as_its_source_s(stages, monkeypatch):
             {"template": "{text} [MASK]", "sources": {"a": "x"}, "peft": PFEIFFER},
             "carries over prompts of peft: {method: prompt_tuning}",
         ),
+        ("finetuning/adapter_fusion", {"sources": {"a": "x"}, "template": "{text} [MASK]"}, "head; drop template"),
+        ("finetuning/cross_lingual", {"lm_coef": 0.5}, "drop template, lm_coef and freeze_base"),
+        (
+            "finetuning/prompt_transfer",
+            {"template": "{text} [MASK]", "sources": {"news": "x"}, "source_verbalizers": {"nws": {"a": "b"}}},
+            "source_verbalizers: no source 'nws'; did you mean 'news'?",
+        ),
+        *(
+            (recipe, {"test_split_size": None, "dataset_test_split": None}, "compared on held-out rows; name a split")
+            for recipe in STAGES
+        ),
         ("finetuning/three_stage", {"layer_decay": 0.0}, "layer_decay must lie above 0"),
         ("finetuning/three_stage", {"template": "{text} [MASK]"}, "fine-tunes a head; drop template"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(recipe, settings, message, run, tmp_path, capfd):
+def test_a_mistake_is_one_line_and_writes_nothing(recipe, settings, message, run, stages, tmp_path, capfd):
     with pytest.raises(SystemExit) as stop:
-        run(recipe, **settings)
+        (stages if "dataset_test_split" in settings else run)(recipe, **settings)
     assert stop.value.code == 2
     assert message in capfd.readouterr().err
     assert not (tmp_path / "run").exists()

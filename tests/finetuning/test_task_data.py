@@ -126,6 +126,7 @@ def test_the_loss_of_words_does_not_depend_on_micro_batches_or_on_a_prompt():
         ([{"words": ["a", "b"], "tags": ["O"]}], "train row 1: 'words' and 'tags' must be lists of one length"),
         ([{"words": [], "tags": []}], "train row 1: 'words' and 'tags' must be lists of one length above 0"),
         ([{"words": ["a"], "tags": [None]}], "train row 1, column 'tags'"),
+        ([{"words": ["a", "b"], "tags": [0, 3]}], "column 'tags': holds numbers without names"),
     ],
 )
 def test_rows_without_a_tag_for_each_word_are_refused(rows, message):

@@ -21,6 +21,20 @@ def tokenizer(tiny):
     return AutoTokenizer.from_pretrained(tiny / "tokenizer")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_a_text_are_left_out_where_that_is_asked(streaming, tokenizer, tmp_path):
+    from recipes.core import UserError
+
+    rows = texts(8)
+    write(tmp_path / "whole.jsonl", rows)
+    write(tmp_path / "gaps.jsonl", ["", *rows[:4], "  ", *rows[4:]])
+    settings = {"dataset_test_split": None, "dataset_streaming": streaming}
+    kept = tokens(tmp_path / "gaps.jsonl", tokenizer, drop_empty_rows=True, **settings)["train"].ids
+    assert np.array_equal(kept[:], tokens(tmp_path / "whole.jsonl", tokenizer, **settings)["train"].ids[:])
+    with pytest.raises(UserError, match="row 1, column 'text': is empty; drop_empty_rows: true leaves such rows out"):
+        tokens(tmp_path / "gaps.jsonl", tokenizer, **settings)
+
+
 def write(path, rows: list[str], column: str = "text") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".txt":

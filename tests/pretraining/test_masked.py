@@ -5,7 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from transformers import EvalPrediction
 
+from recipes.pretraining.masked_trainer import masked_metrics
 from recipes.pretraining.masking import IGNORED
 
 BERT = {
@@ -86,6 +88,18 @@ def test_held_out_figures_are_means_over_all_tokens_whatever_the_batches(trainer
         measured = trainer.evaluate()
         assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-5)
         assert ("eval_next_sentence_accuracy" in measured) == bool(next_right)
+
+
+def test_rows_that_are_no_pairs_count_in_no_figure_of_pairs():
+    """UniLM's, of which a third are pairs."""
+    tokens = np.array([[1, IGNORED], [2, 3], [IGNORED, 4]])
+    ones = np.ones_like(tokens)
+    predictions = (ones.astype(np.float32), ones, np.float32([0.0, 0.7, 0.0]), np.array([0, 1, 0]))
+    measured = masked_metrics(EvalPrediction(predictions, (tokens, np.array([IGNORED, 1, IGNORED]))))
+    assert measured["next_sentence_accuracy"] == 1.0
+    assert measured["loss"] == pytest.approx(1.7)
+    measured = masked_metrics(EvalPrediction(predictions, (tokens, np.full(3, IGNORED))))
+    assert measured == {"masked_loss": 1.0, "masked_accuracy": 1.0, "loss": 1.0}
 
 
 def test_the_unigram_baselines_are_those_of_counting(trainer):

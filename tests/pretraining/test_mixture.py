@@ -116,6 +116,17 @@ def test_adafactors_steps_are_relative_to_a_weights_size():
         assert moved.item() == pytest.approx(0.01 * before.square().mean().sqrt().item(), rel=0.1)
 
 
+def test_a_space_before_an_answer_takes_nothing_from_the_baseline(main, job, tmp_path):
+    import json
+
+    rows = [{"task": "mood", "prompt": f"so {n}", "completion": " good" if n % 4 else " bad"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--dataset_name", str(tmp_path / "rows.jsonl"), "--dataset_columns", "null"]
+    main("pretraining/text_to_text")(job("pretraining/text_to_text", tmp_path / "run", *flags))
+    baselines = json.loads((tmp_path / "run" / "result.json").read_text())["baselines"]
+    assert baselines["mood_exact_match"] >= 0.5
+
+
 def test_two_tasks_are_told_apart_by_their_prefix(main, job, tmp_path):
     """The same words, `first` or `second` asked of them: a small model that answers both has read the prefix."""
     import json

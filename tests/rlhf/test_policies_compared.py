@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import load_peft_weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from recipes.rlhf import sampling
 from recipes.rlhf.comparison import best_of_n, kl_of_samples, score, win_rate
-from recipes.rlhf.rewards import Reward
+from recipes.rlhf.rewards import Reward, load_reward
+from scripts.report import gap_closed
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("one two", "three", "four five six seven", "yes")]
 
@@ -77,6 +79,33 @@ def test_best_of_n_never_loses_reward_as_n_grows(policy, tokenizer):
     rewards = [point["reward"] for point in points]
     assert rewards == sorted(rewards) and rewards[2] > rewards[0]
     assert [len(text) for text in texts] == columns["reward"].tolist()
+
+
+def test_a_function_sees_the_tokens_of_the_answers(policy, tokenizer):
+    answers = sampling.sample(policy, tokenizer, PROMPTS, 8, 1.0, seed=0)
+
+    def tokens_of(prompts, completions, completion_ids, **columns):
+        return [float(len(ids)) for ids in completion_ids]
+
+    found = score({"prompt": PROMPTS}, answers, Reward("tokens", tokens_of), tokenizer)
+    assert found.tolist() == answers.lengths.tolist()
+
+
+def test_a_reward_model_that_is_an_adapter_opens_with_its_one_score(main, job, tmp_path):
+    main("rlhf/reward")(
+        job("rlhf/reward", tmp_path / "run", "--peft", "{method: lora, r: 2, target_modules: all-linear}")
+    )
+    loaded = load_reward(str(tmp_path / "run"))
+    saved = load_peft_weights(str(tmp_path / "run"), device="cpu")
+    assert loaded.func.config.num_labels == 1
+    assert loaded.func.score.weight.equal(
+        next(weight for key, weight in saved.items() if key.endswith("score.weight"))
+    )
+
+
+@pytest.mark.parametrize(("gold", "expected"), [({"sft": 0.5, "ppo": 0.8}, 0.6), ({"sft": -3.0, "ppo": 2.0}, None)])
+def test_a_gap_is_closed_only_where_one_is_perfect(gold, expected):
+    assert gap_closed({"gold_score": gold}) == (expected if expected is None else pytest.approx(expected))
 
 
 def test_a_reward_model_scores_the_same_with_more_padding(policy, tokenizer, tiny):

@@ -8,11 +8,19 @@ import pytest
 
 from recipes.core import UserError
 from recipes.tokenization.compare import CompareConfig, corpus_name
+from recipes.tokenization.measure import measure
 from recipes.tokenization.published import open_published
 from recipes.tokenization.tokenizer_config import ALGORITHMS
 from scripts.prepare_languages import poems, prepare
 
 REAL_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def test_a_tokenizer_written_in_python_is_measured_too():
+    from transformers import ByT5Tokenizer
+
+    figures = measure(ByT5Tokenizer(), ["plain words", "Ünïcode"])
+    assert (figures["bytes_per_token"], figures["round_trip_share"]) == (1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
