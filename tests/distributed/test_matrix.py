@@ -59,7 +59,8 @@ def launched(job, without_dropout, root, tmp_path):
 
     def run(recipe: str, profile: str | None, *options: str) -> subprocess.CompletedProcess:
         size = "4" if profile else "8"
-        options = ("--max_steps", "2", "--per_device_train_batch_size", size, *FULL_STEPS.get(recipe, ()), *options)
+        rows = () if "--max_train_samples" in options else FULL_STEPS.get(recipe, ())
+        options = ("--max_steps", "2", "--per_device_train_batch_size", size, *rows, *options)
         words = job(recipe, tmp_path / (profile or "one"), *options, *without_dropout(recipe))
         launcher = ["-m", "accelerate.commands.launch", "--config_file", f"configs/launch/{profile}.yaml"]
         command = [sys.executable, *(launcher if profile else []), "-m", "recipes." + recipe.replace("/", "."), *words]
@@ -131,3 +132,60 @@ def test_what_a_profile_cannot_do_is_one_line(launched, recipe, profile):
     assert done.returncode != 0
     assert f"error: {recipe.rpartition('/')[2]}: {REFUSED[recipe, profile]}" in done.stderr
     assert "Traceback" not in done.stderr.split("error: ")[0]
+
+
+DRAWN_IN_PARTS = """
+import deepspeed, torch
+from transformers import AutoModelForCausalLM, GPTNeoConfig
+from transformers.integrations import HfDeepSpeedConfig
+from recipes.core.models import whole_weights
+from recipes.pretraining.gpt import initialize
+
+deepspeed.init_distributed("gloo")
+sharded = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+shape = {"vocab_size": 300, "hidden_size": 64, "num_heads": 4, "num_layers": 2, "attention_types": [[["global"], 2]]}
+model = AutoModelForCausalLM.from_config(GPTNeoConfig(**shape, max_position_embeddings=64))
+attention = model.transformer.h[0].attn.attention
+assert attention.q_proj.weight.numel() == 0
+initialize(model)
+with whole_weights(attention):
+    print("found", *(layer.weight.std().item() for layer in (attention.k_proj, attention.q_proj, attention.out_proj)))
+"""
+
+
+@pytest.mark.slow
+def test_first_weights_are_the_papers_under_zero3_too(root):
+    """GPT-3's, which this code draws and transformers does not, where a process has a part of each weight."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
+    command = [sys.executable, "-c", DRAWN_IN_PARTS]
+    done = subprocess.run(command, cwd=root, env=os.environ | alone, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    keys, queries, writes = map(float, done.stdout.rpartition("found ")[2].split())
+    assert keys == pytest.approx(0.02, rel=0.05)
+    assert queries == pytest.approx(0.02 / 16**0.5, rel=0.05)
+    assert writes == pytest.approx(0.02 / 4**0.5, rel=0.05)
+
+
+@pytest.mark.slow
+def test_states_are_probed_before_training_under_zero3_too(train, tmp_path):
+    rows = [
+        {
+            "text": f"say {number} {'one two' if number % 2 else 'five six'}. and then {number}.",
+            "source": f"{number % 2}/x",
+        }
+        for number in range(300)
+    ]
+    (tmp_path / "probed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = (
+        "--dataset_name",
+        str(tmp_path / "probed.jsonl"),
+        "--probe_column",
+        "source",
+        "--max_train_samples",
+        "240",
+    )
+    folders = [train("pretraining/masked", profile, *options) for profile in ("zero3", "ddp")]
+    found = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    for result in found:
+        assert result["metrics"]["probe_accuracy"] > 0.6
+        assert result["baselines"]["probe_accuracy"] > 0.6

@@ -136,6 +136,14 @@ def test_what_can_be_merged(method, expected, tmp_path):
     assert merges(tmp_path) is expected
 
 
+def test_a_score_that_the_runs_do_not_measure_is_refused(compared):
+    compared.score = "acuracy"
+    with pytest.raises(
+        UserError, match="score: the runs of finetuning/classification/quickstart measure no 'acuracy'; did"
+    ):
+        best_rate({("lora", 1.0): result(0.5)}, "lora", compared)
+
+
 def test_families_of_methods(root):
     assert family_of("p-tuning") == family_of("prompt-tuning-random") == family_of("prefix-tuning") == "prompts"
     assert family_of("qlora") == family_of("rslora") == "low rank"
