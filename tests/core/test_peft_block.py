@@ -277,6 +277,7 @@ def test_the_orthogonality_penalty_is_in_a_loss_that_the_trainer_works_out(tiny)
     model.train()
     plain = trainer.compute_loss(model, dict(inputs))
     allocate_ranks(trainer)
+    trainer.current_gradient_accumulation_steps = 1  # as in training
     penalised = trainer.compute_loss(model, dict(inputs))
     torch.testing.assert_close(penalised - plain, 0.3 * orthogonality(model))
     model.eval()
