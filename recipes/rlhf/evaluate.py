@@ -56,13 +56,16 @@ class EvaluateConfig(TaskConfig):
 
 
 def check_vocabularies(policies: dict[str, str], reference: str) -> None:
-    """Raise a UserError if a policy's tokens are not the reference's: no KL divergence is defined between them."""
+    """Raise a UserError if a policy's tokens are not the reference's: no KL divergence is defined between them.
+
+    One may have more than the other, such as a token for padding.
+    """
     vocabularies = {
-        name: ModelConfig(model_name_or_path=path).load_tokenizer(needs=NEEDS).get_vocab()
+        name: ModelConfig(model_name_or_path=path).load_tokenizer(needs=NEEDS).get_vocab().items()
         for name, path in policies.items()
     }
     for name, vocabulary in vocabularies.items():
-        if vocabulary != vocabularies[reference]:
+        if not (vocabulary <= vocabularies[reference] or vocabulary >= vocabularies[reference]):
             raise UserError(
                 f"policies: {name} has another vocabulary than {reference}, so that no KL divergence is defined between "
                 "them; compare it in a config of its own"

@@ -650,7 +650,7 @@ RLHF = [
         "rlhf/evaluate",
         "policies of two vocabularies",
         "policies: other has another vocabulary than sft",
-        policies={"sft": "{tiny}/model", "other": "{tiny}/larger"},
+        policies={"sft": "{tiny}/model", "other": "{tiny}/bart"},
     ),
     of("rlhf/evaluate", "missing policy", "no folder './nowhere'", policies={"sft": "./nowhere"}),
     of("rlhf/evaluate", "best of none", "'best_of_n' must list whole numbers of at least 1", best_of_n=[0]),
