@@ -155,15 +155,15 @@ def family_of(name: str) -> str:
 
 
 def name_point(axes: Any, name: str, point: tuple[float, float], taken: list[Any]) -> None:
-    """Write a name at the nearest place around a point that no other name has taken."""
-    renderer = axes.figure.canvas.get_renderer()
+    """Write a name at the nearest place around a point, inside the axes, that no other name has taken."""
+    renderer, inside = axes.figure.canvas.get_renderer(), axes.get_window_extent()
     offsets = [(x, y) for y in (4, -10, 14, -20, 24, -30, 34, -40, 44, -50) for x in (6, -6)]
     for x, y in offsets:
         text = axes.annotate(
             name, point, (x, y), textcoords="offset points", fontsize=8, ha="left" if x > 0 else "right"
         )
         box = text.get_window_extent(renderer)
-        if not any(box.overlaps(other) for other in taken):
+        if inside.x0 < box.x0 and box.x1 < inside.x1 and not any(box.overlaps(other) for other in taken):
             break
         text.remove()
     else:
