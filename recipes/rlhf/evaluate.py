@@ -5,20 +5,16 @@ Paper: Gao et al. 2022, Scaling Laws for Reward Model Overoptimization, arXiv 22
 Run:   python -m recipes.rlhf.evaluate --config configs/rlhf/evaluate/quickstart.yaml
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-
-from recipes.core import DataConfig, ModelConfig, Run, TaskConfig, UserError, recipe
+from recipes.core import DataConfig, Run, TaskConfig, UserError, recipe
 from recipes.core.errors import did_you_mean
 from recipes.rlhf.comparison import best_of_n, kl_of_samples, score, summary
+from recipes.rlhf.contestants import check_vocabularies, open_judge, open_policy
 from recipes.rlhf.evaluate_plots import draw_frontier, side_by_side, training_curve
-from recipes.rlhf.rewards import Reward, check_reward, load_reward
+from recipes.rlhf.rewards import check_reward
 from recipes.rlhf.sampling import sample
-
-NEEDS = ("eos_token",)
 
 
 @dataclass
@@ -53,40 +49,6 @@ class EvaluateConfig(TaskConfig):
     def check_names(self) -> None:
         for name in (self.reward_model, self.gold):
             check_reward(name)
-
-
-def check_vocabularies(policies: dict[str, str], reference: str) -> None:
-    """Raise a UserError if a policy's tokens are not the reference's: no KL divergence is defined between them.
-
-    One may have more than the other, such as a token for padding.
-    """
-    vocabularies = {
-        name: ModelConfig(model_name_or_path=path).load_tokenizer(needs=NEEDS).get_vocab().items()
-        for name, path in policies.items()
-    }
-    for name, vocabulary in vocabularies.items():
-        if not (vocabulary <= vocabularies[reference] or vocabulary >= vocabularies[reference]):
-            raise UserError(
-                f"policies: {name} has another vocabulary than {reference}, so that no KL divergence is defined between "
-                "them; compare it in a config of its own"
-            )
-
-
-def open_policy(path: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """A policy's tokenizer and model, on the accelerator if there is one; masks tell padding, so that EOS may be it."""
-    tokenizer, policy = ModelConfig(model_name_or_path=path).load(AutoModelForCausalLM, needs=NEEDS)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return tokenizer, on_accelerator(policy)
-
-
-def open_judge(name: str) -> Reward:
-    """A reward model, on the accelerator if there is one, or a function."""
-    judge = load_reward(name)
-    return replace(judge, func=on_accelerator(judge.func)) if judge.tokenizer is not None else judge
-
-
-def on_accelerator(model: PreTrainedModel) -> PreTrainedModel:
-    return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model
 
 
 @recipe

@@ -58,7 +58,7 @@ def test_layers_are_dealt_out_in_order():
 
 def test_two_stages_find_the_loss_and_gradients_of_none_by_either_schedule():
     """The reference is the LLaMA itself, in this process; and the stages are watched on the way."""
-    task, rows = PipelineParallelConfig(**TINY, forward_ms=10.0, repeats=2), batch()
+    task, rows = PipelineParallelConfig(**TINY, forward_ms=40.0, repeats=2), batch()
     model = task.build(task.seed)
     loss = model(rows, labels=rows).loss
     loss.backward()
@@ -84,7 +84,7 @@ def test_two_stages_find_the_loss_and_gradients_of_none_by_either_schedule():
                 outcome.micro_batches
             )
             for span in spans:
-                assert span.ended - span.began >= (0.01 if span.kind == "forward" else 0.02)
+                assert span.ended - span.began >= (0.04 if span.kind == "forward" else 0.08)
 
     [off, *_] = figures(loss.detach() + 1, {2: ranks})
     assert off["loss_deviation"] == pytest.approx(1, abs=1e-5)
