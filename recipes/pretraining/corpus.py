@@ -97,8 +97,8 @@ class CorpusConfig(DataConfig):
             (self.test_split_size, self.dataset_seed, split) if source.is_whole else None for source in sources
         ]
         vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
-        identity = [FORM, [source.identity for source in sources], held_out, self.dataset_columns, limit]
-        identity.append(self.drop_empty_rows)
+        asked = [self.dataset_columns, self.drop_empty_rows, limit]
+        identity = [FORM, [source.identity for source in sources], held_out, *asked]
         key = hashlib.sha256(json.dumps([*identity, vocabulary, separator]).encode()).hexdigest()[:32]
         path = Path(HF_DATASETS_CACHE) / "tokens" / f"{key}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)

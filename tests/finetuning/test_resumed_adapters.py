@@ -23,30 +23,37 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_it_ends_with_the_weights_of_an_undisturbed_run(method, main, models, task_data, tmp_path, monkeypatch):
+@pytest.fixture
+def classify(main, models, task_data, tmp_path, monkeypatch):
+    """`classify(method, folder, key=value, …)`: six steps of a classifier under an adapter, a checkpoint every two."""
     monkeypatch.setattr("recipes.core.results.draw_curves", lambda *_: None)
-    config = {
-        "model_name_or_path": str(models / "encoder"),
-        "peft": METHODS[method],
-        "dataset_name": str(task_data / "labels.jsonl"),
-        "test_split_size": 0.2,
-        "max_length": 32,
-        "max_steps": 6,
-        "save_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "bf16": False,
-        "seed": 0,
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
-    def run(folder: str) -> None:
-        main("finetuning/classification")(
-            ["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / folder)]
-        )
+    def run(method: str, folder: str, **settings) -> Path:
+        config = {
+            "model_name_or_path": str(models / "encoder"),
+            "peft": METHODS[method],
+            "dataset_name": str(task_data / "labels.jsonl"),
+            "test_split_size": 0.2,
+            "max_length": 32,
+            "max_steps": 6,
+            "save_steps": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "bf16": False,
+            "seed": 0,
+            **settings,
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        words = ["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / folder)]
+        main("finetuning/classification")(words)
+        return tmp_path / folder
 
-    resumed_after_a_kill(run, monkeypatch)
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_ends_with_the_weights_of_an_undisturbed_run(method, classify, tmp_path, monkeypatch):
+    resumed_after_a_kill(lambda folder: classify(method, folder), monkeypatch)
     assert_same_adapter(tmp_path / "undisturbed", tmp_path / "killed")
 
 
@@ -63,30 +70,11 @@ def test_a_policy_of_ppo_does_too(method, main, job, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "highest"), [("p-tuning", False), ("prefix-tuning", True)])
-def test_the_best_model_is_loaded_whole(method, highest, main, models, task_data, tmp_path, monkeypatch):
+def test_the_best_model_is_loaded_whole(method, highest, classify):
     """Trainer by itself takes a saved prompt for the input of the network that makes it."""
-    monkeypatch.setattr("recipes.core.results.draw_curves", lambda *_: None)
-    config = {
-        "model_name_or_path": str(models / "encoder"),
-        "peft": METHODS[method],
-        "dataset_name": str(task_data / "labels.jsonl"),
-        "test_split_size": 0.2,
-        "max_length": 32,
-        "max_steps": 6,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "save_steps": 2,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "loss",
-        "greater_is_better": highest,  # which is not the last of the three
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "bf16": False,
-        "seed": 0,
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    folder = tmp_path / "run"
-    main("finetuning/classification")(["--config", str(tmp_path / "config.yaml"), "--output_dir", str(folder)])
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": highest}  # which is not the last of the three
+    folder = classify(method, "run", **settings)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     *training, last = [line for line in lines if "eval_loss" in line]
     losses = {line["step"]: line["eval_loss"] for line in training}
