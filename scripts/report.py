@@ -33,7 +33,7 @@ def collect(runs_dir: Path, variant: str) -> dict[str, dict[str, Any]]:
     """The result of every stage that this variant has.
 
     Raises:
-        UserError: the comparison, on which the report rests, was not made yet, or lacks the policies that it is about.
+        UserError: the comparison, on which the report rests, was not made yet, or is not about PPO and SFT.
     """
     found = {stage: read_json(runs_dir / stage / variant / "result.json") for stage in STAGES}
     if found["rlhf/evaluate"] is None:
@@ -44,6 +44,11 @@ def collect(runs_dir: Path, variant: str) -> dict[str, dict[str, Any]]:
     if missing:
         raise UserError(
             f"{runs_dir}/rlhf/evaluate/{variant} has no policy '{min(missing)}'; the report needs sft and ppo by these names"
+        )
+    reference = found["rlhf/evaluate"]["settings"].get("reference", "sft")
+    if reference != "sft":
+        raise UserError(
+            f"{runs_dir}/rlhf/evaluate/{variant} holds the policies against '{reference}'; the report needs reference: sft"
         )
     return {stage: result for stage, result in found.items() if result}
 

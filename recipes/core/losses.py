@@ -4,6 +4,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import TrainingArguments
+
+from recipes.core.errors import UserError
 
 IGNORED = -100  # the label of a place where nothing is to be said
 
@@ -31,3 +34,9 @@ def mean_over_tokens(
 def smoothed(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Cross-entropy (nats) of labels [N], IGNORED ones left out, with logits [N, V], summed; see `mean_over_tokens`."""
     return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+
+
+def refuse_smoothing(training: TrainingArguments, instead: str = "leave it out") -> None:
+    """Raise a UserError where `label_smoothing_factor` is set and the loss knows nothing of it."""
+    if training.label_smoothing_factor:
+        raise UserError(f"label_smoothing_factor has no effect on this loss; {instead}")

@@ -30,14 +30,15 @@ def move(checkpoint: Path, trainer: Trainer, is_main_process: bool) -> None:
     """Make a checkpoint of another layout one that this run can resume from; every process calls it.
 
     Raises:
-        UserError: one of the two strategies is not among those that checkpoints can move between.
+        UserError: one of the two strategies is not among those that checkpoints can move between, or the checkpoint
+            is not that of one whole model, as an adapter's and PPO's, which holds policy and value, are not.
     """
     held, wanted = read_json(checkpoint / LAYOUT), layout_of(trainer)
     trainer.accelerator.wait_for_everyone()  # all have read it before one changes it
     if held is None or held == wanted or held["strategy"] == wanted["strategy"] in ("data parallel", "FSDP"):
         return
-    movable = "FSDP" not in (held["strategy"], wanted["strategy"]) and (checkpoint / WEIGHTS).exists()
-    if not movable:
+    whole_model = (checkpoint / WEIGHTS).exists() and not hasattr(trainer.model, "policy")
+    if not whole_model or "FSDP" in (held["strategy"], wanted["strategy"]):
         raise UserError(
             f"{checkpoint} was saved under {held['strategy']} with {held['processes']} processes and this run is under "
             f"{wanted['strategy']} with {wanted['processes']}: launch it as before, or start anew with --overwrite always"

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.rlhf.ppo_rewards import checked, retokenize, same_tokenizer
+from recipes.rlhf.ppo_rewards import check_positions, checked, retokenize, same_tokenizer
 from recipes.rlhf.ppo_values import ScalarModel
 from recipes.rlhf.rewards import Reward
 from recipes.rlhf.sampling import BATCH, Answers, log_probability, sample
@@ -40,6 +40,7 @@ def score(rows: dict[str, list], answers: Answers, judge: Reward, tokenizer: Pre
         mask = torch.cat([tokens["prompt_mask"], tokens["response_mask"]], dim=1)
     else:
         ids, mask = retokenize(prompts, completions, answers.ended.tolist(), judge.tokenizer)
+    check_positions(judge.func, int(mask.sum(dim=1).max()))
     model, device = ScalarModel(judge.func), judge.func.device
     parts = [model(some.to(device), real.to(device)) for some, real in zip(ids.split(BATCH), mask.split(BATCH))]
     return torch.cat(parts).double().cpu().numpy()

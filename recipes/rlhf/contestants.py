@@ -1,11 +1,13 @@
 """Who takes part in a comparison: policies of one vocabulary and their judges, on the accelerator if there is one."""
 
+import math
 from dataclasses import replace
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.core import ModelConfig, UserError
+from recipes.rlhf.ppo_data import check_lengths, prompt_token_ids
 from recipes.rlhf.rewards import Reward, load_reward
 
 NEEDS = ("eos_token",)
@@ -33,6 +35,15 @@ def open_policy(path: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer, policy = ModelConfig(model_name_or_path=path).load(AutoModelForCausalLM, needs=NEEDS)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer, on_accelerator(policy)
+
+
+def check_prompts(
+    prompts: list, tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel, response_length: int
+) -> None:
+    """Raise a UserError unless every prompt leaves the policy room for an answer."""
+    context = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
+    lengths = [len(prompt_token_ids(prompt, tokenizer)) for prompt in prompts]
+    check_lengths(lengths, "the test split", response_length, context)
 
 
 def open_judge(name: str) -> Reward:

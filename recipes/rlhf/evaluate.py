@@ -11,8 +11,9 @@ from pathlib import Path
 from recipes.core import DataConfig, Run, TaskConfig, UserError, recipe
 from recipes.core.errors import did_you_mean
 from recipes.rlhf.comparison import best_of_n, kl_of_samples, score, summary
-from recipes.rlhf.contestants import check_vocabularies, open_judge, open_policy
+from recipes.rlhf.contestants import check_prompts, check_vocabularies, open_judge, open_policy
 from recipes.rlhf.evaluate_plots import draw_frontier, side_by_side, training_curve
+from recipes.rlhf.ppo_data import as_conversations
 from recipes.rlhf.rewards import check_reward
 from recipes.rlhf.sampling import sample
 
@@ -33,6 +34,9 @@ class EvaluateConfig(TaskConfig):
         default_factory=lambda: [1, 2, 4, 8, 16],
         metadata={"help": "Sizes n; the reference's samples, the best by reward."},
     )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Ask plain prompts as a conversation that this system message begins."}
+    )
     response_length: int = field(default=53, metadata={"help": "Most tokens that an answer may have."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; that of PPO's rollouts."})
     samples: int = field(default=10, metadata={"help": "Answers of every policy to show side by side."})
@@ -43,6 +47,9 @@ class EvaluateConfig(TaskConfig):
                 raise UserError(f"required key '{key}' is missing or empty")
         if self.reference not in self.policies:
             raise UserError(f"reference: no policy '{self.reference}'{did_you_mean(self.reference, self.policies)}")
+        for key, low in {"response_length": 1, "temperature": 0, "samples": 0}.items():
+            if getattr(self, key) < low:
+                raise UserError(f"{key} must be at least {low}, not {getattr(self, key)}")
         if not self.best_of_n or min(self.best_of_n) < 1:
             raise UserError("'best_of_n' must list whole numbers of at least 1, such as [1, 4, 16]")
 
@@ -53,7 +60,12 @@ class EvaluateConfig(TaskConfig):
 
 @recipe
 def main(run: Run, data: DataConfig, method: EvaluateConfig) -> None:
-    rows = data.load(("prompt",))["test"]
+    splits = as_conversations(data.load(("prompt",)), method.system_prompt)
+    if "test" not in splits:
+        raise UserError(
+            "dataset_test_split: the policies are compared on a test split; name one, or set test_split_size"
+        )
+    rows = splits["test"]
     prompts, drawing = rows["prompt"][:], (method.response_length, method.temperature, method.seed)
     judges = {"reward": open_judge(method.reward_model), "gold_score": open_judge(method.gold)}
     check_vocabularies(method.policies, method.reference)
@@ -62,6 +74,7 @@ def main(run: Run, data: DataConfig, method: EvaluateConfig) -> None:
     columns, texts = {}, {}
     for name, path in method.policies.items():
         tokenizer, policy = open_policy(path)
+        check_prompts(prompts, tokenizer, policy, method.response_length)
         answers = sample(policy, tokenizer, prompts, *drawing)
         texts[name] = answers.texts
         columns[name] = {judge: score(rows[:], answers, judges[judge], tokenizer) for judge in judges}

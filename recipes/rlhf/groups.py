@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from recipes.core import ModelConfig, UserError
+from recipes.core.losses import refuse_smoothing
 from recipes.core.models import unsharded
 from recipes.rlhf.comparison import score
 from recipes.rlhf.ppo_data import check_lengths, left_pad, prompt_token_ids, response_texts, right_pad
 from recipes.rlhf.rewards import Reward, RewardsConfig, load_reward
 from recipes.rlhf.sampling import Answers
-from recipes.rlhf.trunk import disable_dropout
+from recipes.rlhf.trunk import disable_dropout, positions_follow_mask
 
 
 @dataclass
@@ -111,6 +113,7 @@ def check_rollouts(trainer: RLOOTrainer | GRPOTrainer) -> None:
             would split; checkpoints in the middle of a rollout.
     """
     args, tokenizer = trainer.args, trainer.processing_class
+    refuse_smoothing(args)
     context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", math.inf)
     for name, rows in (("train_dataset", trainer.train_dataset), ("eval_dataset", trainer.eval_dataset)):
         if rows is None:
@@ -162,6 +165,8 @@ def make_repeatable(trainer: RLOOTrainer | GRPOTrainer) -> None:
     same random numbers each time, and none from the training's.
     """
     disable_dropout(trainer.model)
+    if isinstance(trainer.model, PeftModel):
+        positions_follow_mask(trainer.model)
     get_train_sampler, evaluate, seed = trainer._get_train_sampler, trainer.evaluate, trainer.args.seed
 
     def sampler_by_epoch(*args: Any) -> Any:

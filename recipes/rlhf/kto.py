@@ -44,7 +44,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, method: LabelConfig, tr
         measured = trainer.evaluate()
         run.record(
             eval_loss=measured["eval_loss"],
-            reward_margin=measured["eval_rewards/margins"],
+            reward_margin=measured.get("eval_rewards/margins"),  # of batches that hold both labels
             baselines={**run.at_start("eval_loss"), "reward_margin": 0.0},
         )
 

@@ -5,11 +5,13 @@ Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707
 Run:   accelerate launch -m recipes.rlhf.ppo --config configs/rlhf/ppo/quickstart.yaml
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.core import DataConfig, ModelConfig, Run, recipe
+from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.core.models import check_source
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import as_conversations
@@ -36,17 +38,29 @@ class PPORewardsConfig(RewardsConfig):
     def check_names(self) -> None:
         super().check_names()
         if self.ptx_dataset_name is not None:
-            DataConfig(self.ptx_dataset_name).check_names()
+            with _naming_ptx():
+                DataConfig(self.ptx_dataset_name).check_names()
 
-    def texts(self) -> Any:
+    def texts(self, drop_empty_rows: bool) -> Any:
         """Texts of `ptx_dataset_name` in the splits `train` and `test`, of which 200 are enough to measure on."""
         if self.ptx_dataset_name is None:
             return None
-        return DataConfig(self.ptx_dataset_name, test_split_size=0.02, max_test_samples=200).load(("text",))
+        limits = {"test_split_size": 0.02, "max_test_samples": 200}
+        with _naming_ptx():
+            return DataConfig(self.ptx_dataset_name, drop_empty_rows=drop_empty_rows, **limits).load(("text",))
 
     def is_shared_adapter(self, name: str) -> bool:
         """Whether a reward model is one more adapter on the policy's own base."""
         return self.value_model == "adapter" and (Path(name) / "adapter_config.json").is_file()
+
+
+@contextmanager
+def _naming_ptx() -> Iterator[None]:
+    """Let an error about the data name the key that these data come from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"ptx_dataset_name: {str(error).removeprefix('dataset_name: ')}") from None
 
 
 @recipe
@@ -59,7 +73,11 @@ def main(run: Run, model: ModelConfig, data: DataConfig, method: PPORewardsConfi
         Reward(name, name) if method.is_shared_adapter(name) else load_reward(name, model.dtype)
         for name in method.reward_funcs
     ]
-    texts = method.texts()
+    texts = method.texts(data.drop_empty_rows)
+    if texts is not None and training.ptx_coef == 0 and "test" not in prompts:
+        raise UserError(
+            "ptx_dataset_name: without ptx_coef it is only measured, in evaluations, and there is no test split"
+        )
 
     trainer = PPOTrainer(
         model=policy,

@@ -7,6 +7,13 @@ from trl.trainer.base_config import _BaseConfig
 
 from recipes.core.errors import UserError
 
+WITHOUT_EFFECT = {  # options of transformers that a rollout leaves no place for
+    "data_seed": "seed draws the order of the prompts",
+    "label_smoothing_factor": "there are no labels",
+    "neftune_noise_alpha": "noise in the embeddings would count as a change of the policy",
+    "train_sampling_strategy": "prompts come in random order",
+}
+
 
 @dataclass
 class PPOConfig(_BaseConfig):
@@ -219,9 +226,20 @@ class PPOConfig(_BaseConfig):
             raise UserError("total_episodes and max_steps both set the length of training: give one of them")
         if self.auto_find_batch_size:
             raise UserError("auto_find_batch_size would change the size of a rollout: turn it off")
+        if self.kl_stop is not None and self.fp16:
+            raise UserError("kl_stop skips optimizer steps, whose gradients fp16 would scale: take bf16")
+        for name, why in WITHOUT_EFFECT.items():
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise UserError(f"{name} has no effect in PPO: {why}; leave it out")
+        chooses = self.load_best_model_at_end or self.save_strategy == "best"
+        if self.metric_for_best_model is None and (chooses or self.lr_scheduler_type == "reduce_lr_on_plateau"):
+            self.metric_for_best_model = "reward"  # there is no loss on held-out prompts
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
         super().__post_init__()
+        for name in ("dispatch_batches", "split_batches"):
+            if getattr(self.accelerator_config, name):
+                raise UserError(f"accelerator_config: {name} is for tensors, and prompts are none: leave it out")
 
     @property
     def steps_per_rollout(self) -> int:

@@ -38,15 +38,17 @@ def preflight(
     policy: str,
     reward_models: Iterable[str],
     memory: dict[str, int],
+    prompt_length: int | None = None,
 ) -> str:
     """The table of what PPO starts from, after the first rollout, whose responses are still the SFT policy's.
 
     `batch` holds the rollout, `metrics` its means, `policy` and `reward_models` where the models came from (their result
-    files know how they were measured), `memory` the bytes of each role's weights.
+    files know how they were measured), `memory` the bytes of each role's weights, `prompt_length` where prompts are cut.
     """
     lengths = batch["prompt_mask"].sum(dim=1).float()
+    cut = "none truncated" if prompt_length is None else f"cut to their first {prompt_length}"
     rows = [
-        ("prompts", f"{lengths.mean():.0f} tokens in the mean, {lengths.max():.0f} at most, none truncated"),
+        ("prompts", f"{lengths.mean():.0f} tokens in the mean, {lengths.max():.0f} at most, {cut}"),
         ("responses", f"{metrics['response_length']:.0f} tokens, {metrics['eos_share']:.0%} end by themselves"),
         ("reward", f"mean {metrics['reward']:.3f}, standard deviation {metrics['reward_std']:.3f}"),
     ]

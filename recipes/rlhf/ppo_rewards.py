@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import apply_chat_template
 from trl.trainer.utils import get_callable_name
 
 from recipes.core.errors import UserError
@@ -66,6 +65,11 @@ class Rewards:
         pairs = zip(self.funcs, self.tokenizers, strict=True)
         return [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
 
+    def check_context(self, length: int) -> None:
+        """Raise a UserError if a reward model that reads the policy's tokens has fewer positions than these."""
+        for model in self.models_of_policy_tokens():
+            check_positions(model, length)
+
     def attach(self, policy: PeftModel) -> dict[str, ValueHead]:
         """Loads the reward models that are adapters onto the policy's base; their heads by name."""
         pairs = zip(self.names, self.funcs, strict=True)
@@ -119,6 +123,7 @@ class Rewards:
             else:
                 ends = [ids[-1] == self.stop_token_id for ids in token_ids]
                 ids, mask = retokenize(prompts, completions, ends, tokenizer)
+            check_positions(func, int(mask.sum(dim=1).max()))
             size = self.args.local_rollout_forward_batch_size
             with accelerator.autocast(), on_device(func, accelerator.device):
                 parts = [
@@ -154,8 +159,8 @@ class Rewards:
 
 def reward_name(func: RewardFunc) -> str:
     """Under which name a reward function is logged."""
-    if isinstance(func, str):
-        return os.path.basename(func.rstrip("/"))
+    if isinstance(func, str):  # an adapter, whose name PyTorch takes for that of a module
+        return os.path.basename(func.rstrip("/")).replace(".", "_")
     if isinstance(func, nn.Module):
         return os.path.basename(func.config._name_or_path.rstrip("/")) or type(func).__name__
     if not callable(func):
@@ -167,22 +172,43 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
     return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
 
 
+def check_positions(model: nn.Module, length: int) -> None:
+    """Raise a UserError if a reward model has fewer positions than a prompt and its response have tokens."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UserError(
+            f"reward model {reward_name(model)} has {positions} positions, and a prompt and its response up to {length} "
+            "tokens: shorten response_length, or drop the longest prompts"
+        )
+
+
 def retokenize(
     prompts: list, completions: list, ended: list[bool], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Tensor, Tensor]:
     """Prompts and responses in the tokens of a reward model that has its own: ids and mask, right-padded [B, T].
 
-    Conversations go through the reward model's chat template. Plain text gets its EOS where the response ended.
+    Conversations go through the reward model's chat template, which ends the last turn where the response ended; one that
+    continues an assistant's turn is joined to it. Plain text gets its EOS where the response ended.
     """
     chat = isinstance(prompts[0], list)
     if chat:
-        turns = [{"messages": prompt + completion} for prompt, completion in zip(prompts, completions, strict=True)]
-        texts = [apply_chat_template(turn, tokenizer)["text"] for turn in turns]
+        turns = [joined(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        texts = [
+            tokenizer.apply_chat_template(turn, tokenize=False, continue_final_message=not end)
+            for turn, end in zip(turns, ended, strict=True)
+        ]
     else:
         ends = [tokenizer.eos_token if end and tokenizer.eos_token else "" for end in ended]
         texts = [prompt + text + end for prompt, text, end in zip(prompts, completions, ends, strict=True)]
     tokens = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=not chat, return_tensors="pt")
     return tokens["input_ids"], tokens["attention_mask"]
+
+
+def joined(prompt: list[dict], completion: list[dict]) -> list[dict]:
+    """The conversation with its answer, which goes on with the last turn if that is the assistant's too."""
+    if prompt[-1]["role"] != "assistant":
+        return prompt + completion
+    return [*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + completion[0]["content"]}]
 
 
 def checked(given: list[float], name: str, expected: int) -> Tensor:

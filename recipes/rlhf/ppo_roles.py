@@ -11,7 +11,13 @@ from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_models import PolicyWithValue
 from recipes.rlhf.ppo_rewards import Rewards
 from recipes.rlhf.ppo_values import VALUE_ADAPTER, add_value_adapter, copy_of, make_value_model
-from recipes.rlhf.trunk import check_switchable, disable_dropout, train_adapters, vocabulary_size
+from recipes.rlhf.trunk import (
+    check_switchable,
+    disable_dropout,
+    positions_follow_mask,
+    train_adapters,
+    vocabulary_size,
+)
 
 
 @dataclass
@@ -54,6 +60,8 @@ def cast_roles(
             raise UserError("the policy has an adapter already: merge it (merge_and_unload) or drop peft_config")
         set_seed(args.seed)  # the adapter's weights are random; ZeRO-3 gathers parameters of one dtype only
         model = get_peft_model(model, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    if isinstance(model, PeftModel):
+        positions_follow_mask(model)
     scorers = rewards.attach(model)
     trained = [VALUE_ADAPTER] if value_model == "adapter" else []
     if trained:

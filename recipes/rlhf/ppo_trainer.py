@@ -152,6 +152,7 @@ class PPOTrainer(PPOCheckpoints):
 
         # models
         self.rewards = Rewards(reward_funcs, reward_processing_classes, args, model, tokenizer, stop_token_id)
+        self.rewards.check_context(max(map(len, train_dataset["prompt_ids"])) + args.response_length)
         roles = cast_roles(model, value_model, ref_model, peft_config, self.rewards, args)
 
         super().__init__(
@@ -196,6 +197,9 @@ class PPOTrainer(PPOCheckpoints):
         return model.to(self.args.device)
 
     # ---- prompts ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt", "prompt_ids"]  # what `remove_unused_columns` leaves
 
     def _tokenize(self, dataset: Dataset, name: str) -> Dataset:
         return tokenize_prompts(dataset, name, self.processing_class, self.args, self.context)
@@ -283,9 +287,10 @@ class PPOTrainer(PPOCheckpoints):
 
         self._rollout_stats.zero_()
         self._steps_taken = 0
-        self._rollout_metrics = {name: column.mean().item() for name, column in self.sampler.metrics(batch).items()}
+        columns = self.sampler.metrics(batch)
+        self._rollout_metrics = {name: column.mean().item() for name, column in columns.items()}
         self._rollout_metrics |= {
-            "reward_std": scores.std().item(),
+            "reward_std": columns["reward"].std().item(),
             "entropy": ppo_math.masked_mean(batch["entropy"], mask).item(),
             "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
             "episodes": (number + 1) * self.rollout_size,
@@ -311,7 +316,8 @@ class PPOTrainer(PPOCheckpoints):
             "optimizer": optimizer_bytes(both),
         }
         policy = without_adapter(both.policy).config._name_or_path
-        print(preflight(batch, self._rollout_metrics, policy, self.rewards.sources, memory))
+        sources, cut = self.rewards.sources, self.args.prompt_length
+        print(preflight(batch, self._rollout_metrics, policy, sources, memory, cut))
 
     def _gather(self, name: str, tensor: Tensor) -> Tensor:
         """The rows of all processes in the order of the rollout, padded to one length."""

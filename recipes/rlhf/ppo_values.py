@@ -16,7 +16,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from recipes.core.errors import UserError
-from recipes.core.models import whole_weights
+from recipes.core.models import load_pretrained, whole_weights
 from recipes.rlhf.trunk import last_cells, packs, part_of, states, without_adapter
 
 HEAD_NAME = "value_head.safetensors"
@@ -79,13 +79,17 @@ def make_value_model(
 ) -> ScalarModel | ValueHead:
     """The value of the policy's states, as `PPOTrainer` describes `value_model`.
 
-    `reward_models` are those that read the policy's own tokens.
+    `reward_models` are those that read the policy's own tokens. A head that a named model does not have begins at 0.
     """
     if given in ("shared", "adapter"):
         return ValueHead(policy.config.get_text_config().hidden_size, VALUE_ADAPTER if given == "adapter" else None)
     if isinstance(given, str) and given != "separate":
-        load = AutoModelForSequenceClassification.from_pretrained
-        given = load(given, num_labels=1, dtype=torch.float32)
+        new, name = set(), given
+        given = load_pretrained(AutoModelForSequenceClassification, name, new, num_labels=1, dtype=torch.float32)
+        given.requires_grad_(True)  # an adapter's run is merged, and its base was frozen
+        if "score.weight" in new:
+            with whole_weights(given.score):
+                nn.init.zeros_(given.score.weight)
     if isinstance(given, nn.Module):
         if not hasattr(given, "score") or given.config.num_labels != 1:
             raise UserError("value_model needs a single label: AutoModelForSequenceClassification with num_labels=1")
@@ -95,6 +99,8 @@ def make_value_model(
     for model in reward_models:
         if isinstance(model, PreTrainedModel) and hasattr(model, "score"):
             return ScalarModel(copy_of(model))
+    if getattr(policy, "is_quantized", False):
+        raise UserError("a policy in few bits has no copy to train as a value: take value_model 'shared' or 'adapter'")
     if isinstance(policy, PeftModel):
         raise UserError("a policy that comes with an adapter needs a value_model: 'shared', a model, or its path")
     return ScalarModel(value_model_from(policy))

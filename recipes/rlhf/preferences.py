@@ -2,6 +2,7 @@
 
 from datasets import DatasetDict
 from transformers import PreTrainedModel
+from transformers.integrations import is_fsdp_enabled
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -15,6 +16,7 @@ from trl.data_utils import common_prefix_length
 
 from recipes.core import ModelConfig, UserError
 from recipes.core.errors import did_you_mean
+from recipes.core.losses import refuse_smoothing
 from recipes.rlhf.ppo_values import copy_of
 
 SAMPLES = 1_000
@@ -25,10 +27,12 @@ def reference_of(
 ) -> PreTrainedModel | None:
     """The policy as it is before training; None where TRL gets it from the policy itself.
 
+    It does so for an adapter, and for log-probabilities worked out beforehand, but not under FSDP.
+
     Left alone, TRL reads the reference again from the name in the policy's config: for a merged adapter that is the
     model under it, for a `model_revision` the newest one, and a model from scratch has no name at all.
     """
-    if model.peft is not None or training.precompute_ref_log_probs:
+    if model.peft is not None or (training.precompute_ref_log_probs and not is_fsdp_enabled()):
         return None
     return copy_of(policy)
 
@@ -65,6 +69,8 @@ def unpaired(rows: DatasetDict, desirable_label: str | None, seed: int) -> Datas
         UserError: a label is neither, or none is the desirable one.
     """
     columns = rows["train"].column_names
+    if desirable_label is not None and "label" not in columns:
+        raise UserError("desirable_label: the data are pairs and have no column 'label'; leave it out")
     if "label" not in columns or "completion" not in columns:
         rows = unpair_preference_dataset(with_prompts(rows))
     elif desirable_label is not None:
@@ -96,6 +102,8 @@ def check_completions(trainer: DPOTrainer | KTOTrainer, rows: int) -> dict[str, 
     Raises:
         UserError: no row is left, or no answer teaches the model to stop.
     """
+    smooths = isinstance(trainer.args, DPOConfig)
+    refuse_smoothing(trainer.args, "DPO's own is label_smoothing" if smooths else "leave it out")
     kept, max_length = trainer.train_dataset, trainer.args.max_length
     if not len(kept):
         raise UserError("every prompt is as long as max_length, so no answer is left to train on; raise max_length")
@@ -104,7 +112,8 @@ def check_completions(trainer: DPOTrainer | KTOTrainer, rows: int) -> dict[str, 
         room = None if max_length is None else max_length - len(row["prompt_ids"])
         for name in {"chosen_ids", "rejected_ids", "completion_ids"} & row.keys():
             answers += 1
-            ends += eos in row[name][:room]
+            kept_end = getattr(trainer.args, "truncation_mode", "keep_start") == "keep_end"
+            ends += eos in (row[name] if kept_end else row[name][:room])
     if not ends:
         raise UserError(
             f"no answer ends in a supervised {trainer.processing_class.eos_token}, so the model would not learn to "

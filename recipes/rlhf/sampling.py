@@ -70,6 +70,8 @@ def log_probability(policy: PreTrainedModel, answers: Answers, temperature: floa
     total = []
     for rows in torch.arange(len(answers.texts), device=policy.device).split(BATCH):
         batch = select(answers.tokens, rows)
+        for side in ("prompt", "response"):  # the other policy's padding may be a token that this one does not have
+            batch[f"{side}_ids"] = batch[f"{side}_ids"] * batch[f"{side}_mask"]
         logprobs = model(**batch, temperature=temperature, with_value=False)["logprobs"]
         total.append((logprobs * batch["response_mask"]).sum(dim=1))
     return torch.cat(total)

@@ -1,6 +1,7 @@
 """What PPO asks of any transformers model: its last hidden states and its adapters on and off."""
 
 import inspect
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from recipes.core.errors import UserError
 from recipes.core.models import whole_weights
+from recipes.core.peft_block import puts_prompt_at_input
 from recipes.rlhf import ppo_math
 from recipes.rlhf.packing import make_packable, pack
 
@@ -112,6 +114,26 @@ def states(trunk: PreTrainedModel, packs: bool, input_ids: Tensor, attention_mas
     return trunk(**model_inputs(trunk, input_ids, attention_mask)).last_hidden_state[at]
 
 
+def positions_follow_mask(policy: PeftModel) -> None:
+    """Count the positions of a model under virtual tokens by its mask: PEFT drops those that it is given.
+
+    Without them padding on the left would stand between the virtual tokens and the prompt, and a response depend on what
+    shares its batch.
+    """
+    base = policy.get_base_model()
+    if not puts_prompt_at_input(policy.active_peft_config) or "position_ids" not in signature(base):
+        return
+
+    def count(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        mask = kwargs.get("attention_mask")
+        if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2:
+            given = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+            kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -given.size(1) :]
+        return args, kwargs
+
+    base.register_forward_pre_hook(count, with_kwargs=True)
+
+
 def last_cells(mask: Tensor) -> Tensor:
     """Marks the last real token of each row of `mask` [B, T]: bool [B, T]."""
     cells = torch.zeros_like(mask, dtype=torch.bool)
@@ -122,12 +144,16 @@ def last_cells(mask: Tensor) -> Tensor:
 def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, last: int | None = None) -> dict:
     """Inputs of a transformers model for sequences with padding anywhere; `last`: logits at the last positions only."""
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    accepted = inspect.signature(model.forward).parameters
+    accepted = signature(model)
     if "position_ids" in accepted:
         inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     if last is not None and "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = last
     return inputs
+
+
+def signature(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters
 
 
 def disable_dropout(model: nn.Module) -> None:

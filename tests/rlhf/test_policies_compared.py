@@ -64,6 +64,15 @@ def test_the_log_probability_is_that_of_the_plain_model(policy, tokenizer):
         assert found[row].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+def test_padding_may_be_a_token_that_the_other_policy_lacks(policy, tokenizer):
+    answers = sampling.sample(policy, tokenizer, PROMPTS, 8, 0.7, seed=0)
+    expected = sampling.log_probability(policy, answers, 0.7)
+    for side in ("prompt", "response"):
+        padding = answers.tokens[f"{side}_mask"] == 0
+        answers.tokens[f"{side}_ids"] = answers.tokens[f"{side}_ids"].masked_fill(padding, policy.config.vocab_size)
+    assert sampling.log_probability(policy, answers, 0.7).equal(expected)
+
+
 def test_the_kl_of_a_policy_to_itself_is_zero(policy, tokenizer):
     answers = sampling.sample(policy, tokenizer, PROMPTS, 8, 1.0, seed=0)
     assert np.abs(kl_of_samples(policy, policy, answers, 1.0)).max() == 0

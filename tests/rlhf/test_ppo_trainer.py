@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -27,6 +27,7 @@ from recipes.rlhf import ppo_math
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import prompt_token_ids
 from recipes.rlhf.ppo_models import PolicyWithValue
+from recipes.rlhf.ppo_rewards import retokenize
 from recipes.rlhf.ppo_trainer import PPOTrainer
 from recipes.rlhf.ppo_values import ScalarModel, value_model_from
 
@@ -418,7 +419,6 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
 def test_an_adapters_reference_is_its_base_which_is_not_trained(tmp_path, ready_made):
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5)
     base, arguments = make_model(), {"peft_config": config}
-    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     if ready_made:
         base, arguments = PeftModel(base, config), {"value_model": value_model_from(make_model())}
     trainer = make_trainer(tmp_path, model=base, arguments=arguments, max_steps=8, learning_rate=1e-2)
@@ -432,7 +432,6 @@ def test_an_adapters_reference_is_its_base_which_is_not_trained(tmp_path, ready_
     adapter = load_file(tmp_path / "adapter_model.safetensors")
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
     plain = make_model()
-    assert_same(before, plain.state_dict())
     ids = torch.tensor([[BOS, 7, 9, 20]])
     policy = trainer.model.policy
     with policy.disable_adapter():
@@ -596,6 +595,86 @@ def test_the_value_model_starts_as_the_reward_model_or_at_zero(tmp_path):
     assert_same(value.base_model.state_dict(), make_model().base_model.state_dict())
 
 
+def test_a_named_value_model_is_trained_whole_and_a_new_head_says_nothing(tmp_path):
+    base = make_model()
+    base.save_pretrained(tmp_path / "base")
+    scorer = LlamaForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="SEQ_CLS", init_lora_weights=False)
+    get_peft_model(scorer, adapter).save_pretrained(tmp_path / "adapter")
+    for name in ("base", "adapter"):
+        trainer = make_trainer(tmp_path / "run", arguments={"value_model": str(tmp_path / name)})
+        value = trainer.model.value.model
+        assert all(parameter.requires_grad for parameter in value.parameters())
+        assert value.score.weight.eq(0).all() == (name == "base")
+        same = value.model.layers[0].self_attn.q_proj.weight.equal(base.model.layers[0].self_attn.q_proj.weight)
+        assert same == (name == "base")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+    ids=["prompt tuning", "P-tuning", "prefix-tuning"],
+)
+def test_under_virtual_tokens_a_sample_does_not_depend_on_the_batch(tmp_path, config):
+    trainer = make_trainer(tmp_path, arguments={"peft_config": config, "value_model": "shared"})
+    for parameter in trainer.model.policy.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5)
+    examples = list(trainer.train_dataset.select(range(6)))
+    whole = sample(trainer, examples, range(6))
+    for row in range(6):
+        alone, length = sample(trainer, [examples[row]], [row]), int(whole["response_mask"][row].sum())
+        assert torch.equal(alone["response_ids"][0], whole["response_ids"][row, :length])
+        for name in ("logprobs", "ref_logprobs", "values"):
+            torch.testing.assert_close(alone[name][0], whole[name][row, :length], atol=1e-5, rtol=0)
+
+
+def test_unused_columns_can_be_dropped(tmp_path):
+    seen = []
+
+    def columns_of(prompts, completions, completion_ids, **columns):
+        seen.append(set(columns))
+        return even_share(prompts, completions, completion_ids)
+
+    make_trainer(tmp_path, columns_of, remove_unused_columns=True).train()
+    assert seen and all("topic" not in columns for columns in seen)
+
+
+def test_the_best_policy_is_that_of_the_highest_reward(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    parts = {"eval_dataset": make_prompts(8)}
+    trainer = make_trainer(
+        tmp_path, arguments=parts, load_best_model_at_end=True, max_steps=12, learning_rate=3e-2, **options
+    )
+    trainer.train()
+    rewards = {log["step"]: log["eval_reward"] for log in trainer.state.log_history if "eval_reward" in log}
+    assert trainer.state.best_metric == max(rewards.values())
+    best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    assert_same(best, {name: tensor for name, tensor in trainer.model.policy.state_dict().items() if name in best})
+
+
+def test_a_reward_model_with_its_own_template_reads_turns_as_they_were_left(tmp_path):
+    template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }} </s> {% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    tokenizer = make_tokenizer(words=20)
+    tokenizer.chat_template = template
+    asked, begun = [{"role": "user", "content": "w1"}], {"role": "assistant", "content": "w2 "}
+    answer = [{"role": "assistant", "content": "w3"}]
+    ids, mask = retokenize([asked, asked, [*asked, begun]], [answer] * 3, [True, False, True], tokenizer)
+    texts = [tokenizer.decode(row[real.bool()]) for row, real in zip(ids, mask)]
+    assert texts == [
+        "[user] w1 </s> [assistant] w3 </s>",
+        "[user] w1 </s> [assistant] w3",
+        "[user] w1 </s> [assistant] w2 w3 </s>",
+    ]
+
+
 def test_a_shared_value_reads_the_policys_own_states_and_shapes_them(tmp_path):
     trainer = make_trainer(tmp_path, arguments={"value_model": "shared"}, save_strategy="steps", save_steps=4)
     policy, head = trainer.model.policy, trainer.model.value
@@ -672,6 +751,12 @@ def test_the_config_parses_and_logs_once_per_rollout(tmp_path):
         ({"kl_target": 5.0, "kl_coef": 0.0}, "kl_target adapts kl_coef"),
         ({"total_episodes": 100}, "total_episodes and max_steps"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ({"kl_stop": 0.1, "fp16": True}, "kl_stop skips optimizer steps, whose gradients fp16 would scale"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect in PPO"),
+        ({"data_seed": 1}, "data_seed has no effect in PPO"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy has no effect in PPO"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha has no effect in PPO"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches is for tensors"),
     ],
 )
 def test_bad_options(tmp_path, options, message):
@@ -737,6 +822,11 @@ def prompts_of(*texts):
         ({"value_model": make_reward_model(num_labels=2)}, {}, "value_model needs a single label"),
         ({"ref_model": make_model(vocab_size=50)}, {}, "ref_model has a vocabulary of 50 tokens"),
         ({"reward_funcs": make_reward_model(num_labels=3)}, {}, "has 3 labels: load it with num_labels=1"),
+        (
+            {"reward_funcs": make_reward_model(max_position_embeddings=16)},
+            {},
+            "has 16 positions, and a prompt and its response up to 18 tokens",
+        ),
         ({"reward_funcs": make_reward_model(vocab_size=50)}, {}, "give its tokenizer in reward_processing_classes"),
         ({"reward_funcs": "a/name"}, {}, "a/name is read as an adapter and the policy has none"),
         ({"reward_funcs": 3}, {}, "a reward function is a model or a Python function, not int"),
