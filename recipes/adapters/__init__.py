@@ -12,8 +12,7 @@ The configs' fields are the keys of the YAML block `peft:`. `attach` and `open_a
 from recipes.adapters.bitfit import BitFitConfig, BitFitModel
 from recipes.adapters.bottleneck import BottleneckConfig, BottleneckModel, stack
 from recipes.adapters.fusion import AdapterFusionConfig, AdapterFusionModel
-from recipes.adapters.learning_rates import LEARNING_RATES
-from recipes.adapters.p_tuning import PTuningTemplateConfig, PTuningTemplateModel, discard_encoder
+from recipes.adapters.p_tuning import PTuningTemplateConfig, PTuningTemplateModel
 from recipes.adapters.registration import register
 
 register("bitfit", BitFitConfig, BitFitModel)
@@ -24,7 +23,6 @@ register("p_tuning_template", PTuningTemplateConfig, PTuningTemplateModel)
 from recipes.adapters.attaching import attach, check_config, check_modules, open_adapter  # noqa: E402 (it names the types above)
 
 __all__ = [
-    "LEARNING_RATES",
     "AdapterFusionConfig",
     "AdapterFusionModel",
     "BitFitConfig",
@@ -33,7 +31,6 @@ __all__ = [
     "attach",
     "check_config",
     "check_modules",
-    "discard_encoder",
     "open_adapter",
     "stack",
 ]

@@ -32,7 +32,6 @@ class AllocateRanks(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.tuner = tuner(model)
         self.config = self.tuner.peft_config[self.tuner.trainable_adapter_name]
-        check_schedule(self.config, state.max_steps)
         self.pattern = None
         self.tuner.forward = types.MethodType(forward_without_penalty_in_evaluation, self.tuner)
         if state.global_step:
@@ -89,15 +88,6 @@ def tuner(model: PeftModel) -> AdaLoraModel:
     if not isinstance(found, AdaLoraModel):
         raise UserError("adalora: the model has no AdaLoRA adapter whose ranks could be allocated")
     return found
-
-
-def check_schedule(config, steps: int) -> None:
-    """Raise a UserError if the schedule was made for another number of steps than the run takes."""
-    if config.total_step != steps:
-        raise UserError(
-            f"peft: total_step is {config.total_step} and the run takes {steps} steps; set peft.total_step to {steps}, "
-            "and tinit and tfinal to fit"
-        )
 
 
 def forward_without_penalty_in_evaluation(self: AdaLoraModel, *args, **kwargs):

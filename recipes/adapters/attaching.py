@@ -33,9 +33,9 @@ def check_config(config: PeftConfig) -> None:
         value = getattr(config, key, None)
         if isinstance(value, (int, float)) and value <= 0:
             raise UserError(f"peft: {key} must be above 0, not {value}")
-    if config.peft_type == PeftType.ADALORA and config.target_r > config.init_r:
+    if config.peft_type == PeftType.ADALORA and config.target_r >= config.init_r:
         raise UserError(
-            f"peft: target_r ({config.target_r}) must not be above init_r ({config.init_r}): ranks only fall"
+            f"peft: target_r ({config.target_r}) must be below init_r ({config.init_r}), or no rank is left to take away"
         )
 
 
@@ -43,6 +43,14 @@ def check_modules(config: PeftConfig, model: nn.Module) -> None:
     """Raise a UserError if the config names a module that the model does not have; lists those that it has."""
     names = [name for name, _ in own_modules(model, whole=True)]
     linear = [name for name, module in own_modules(model) if features(module)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for each in getattr(config, key, None) or ():
+            if config.peft_type != PeftType.ADALORA and not any(
+                re.match(rf"(.*\.)?({each})$", name) for name in names
+            ):
+                raise UserError(
+                    f"peft: {key}: {type(model).__name__} has no module '{each}'; has {', '.join(ends(linear))}"
+                )
     for key in NAMED_MODULES:
         wanted = getattr(config, key, None)
         if not wanted or wanted == "all-linear" or (key != "modules_to_save" and config.peft_type in OWN_PLACES):

@@ -12,6 +12,7 @@ import torch
 from peft.config import PeftConfig
 from peft.utils import PeftType, load_peft_weights
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from recipes.adapters.bottleneck import Bottleneck, BottleneckConfig, BottleneckLayer, BottleneckModel, width
 from recipes.adapters.places import Place, find_places
@@ -24,8 +25,8 @@ SMALL = 1e-6  # the paper's norm of what stands beside the diagonal of the value
 class AdapterFusionConfig(PeftConfig):
     """Learn to combine adapters that were trained before, each on its own task; they stay as they are.
 
-    The paper's learning rate for it is 5e-5 (1e-4 for the adapters themselves). The regulariser is added to the loss of
-    each forward pass in training: with gradient accumulation, once for each micro-batch.
+    The paper's learning rate for it is 5e-5 (1e-4 for the adapters themselves). The regulariser is added to the loss that
+    the model returns in training; a recipe adds it once an optimizer step (`core.adapter_penalty`).
     """
 
     adapters: dict[str, str] | None = field(
@@ -112,6 +113,10 @@ class AdapterFusionModel(BottleneckModel):
         self._hook = self.model.register_forward_hook(self._regularize)
 
     def find(self, config: AdapterFusionConfig, model: nn.Module) -> list[str]:
+        if is_deepspeed_zero3_enabled():
+            raise UserError(
+                "adapter_fusion: its regulariser needs whole matrices, which ZeRO-3 does not keep; use zero2"
+            )
         self._tensors: dict[str, dict[str, torch.Tensor]] = {}
         if config.adapter_configs is None:
             config.adapter_configs = {name: read_config(name, source) for name, source in config.adapters.items()}

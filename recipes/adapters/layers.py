@@ -9,6 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from recipes.core.errors import UserError
+from recipes.core.models import whole_weights
 
 
 def own_modules(model: nn.Module, whole: bool = False) -> Iterator[tuple[str, nn.Module]]:
@@ -125,6 +126,10 @@ class AdapterModel(BaseTuner):
             UserError: the model has no such modules.
         """
         raise NotImplementedError
+
+    def inject_adapter(self, model: nn.Module, *args, **kwargs) -> None:
+        with whole_weights(model):  # an adapter has the shape of what it adapts, and BitFit its values
+            super().inject_adapter(model, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config, model_config: dict):
         return peft_config  # target_modules stays what the user said: the places are found anew in each model

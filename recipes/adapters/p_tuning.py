@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from peft.config import PeftConfig
 from peft.utils import PeftType
 from torch import nn
@@ -113,7 +112,7 @@ class PromptLayer(AdapterLayer):
         Raises:
             UserError: there are pseudo tokens and no active adapter that has embeddings for them.
         """
-        encoders, vocabulary = self.active_blocks, self.base_layer.weight.shape[0]
+        encoders, vocabulary = self.active_blocks, self.base_layer.num_embeddings
         if len(encoders) > 1:
             raise UserError("p_tuning_template: set one adapter active; two prompts have the same places")
         if not encoders:
@@ -151,21 +150,3 @@ class PTuningTemplateModel(AdapterModel):
             setattr(parent, target_name, target)
         encoder = PromptEncoder(target.base_layer.weight.shape[1], peft_config)
         target.add_block(adapter_name, encoder, parameter_like(target.base_layer, self.model))
-
-
-def discard_encoder(model: PeftModel, adapter_name: str = "default") -> None:
-    """Keep what the prompt encoder puts out and drop the encoder, which is needed only to train (section 3.2).
-
-    The model computes the same, and the saved adapter holds the prompt alone; it can be trained on only as it is.
-    """
-    config = model.peft_config[adapter_name]
-    config.encoder = "none"
-    for module in model.modules():
-        if isinstance(module, PromptLayer):
-            old = module.blocks[adapter_name]
-            with torch.no_grad():
-                prompt = old()
-            new = PromptEncoder(prompt.shape[1], config).to(prompt.device, prompt.dtype)
-            new.embeddings.data.copy_(prompt)
-            new.requires_grad_(next(old.parameters()).requires_grad)
-            module.blocks[adapter_name] = new

@@ -63,6 +63,11 @@ class DataConfig:
 
     def check_names(self) -> None:
         """Raise a UserError for an embedded name or a local path that does not exist; reads no rows."""
+        ours = [name for name in self.names if name.startswith("embedded/") or looks_local(name)]
+        if self.dataset_config is not None and ours == self.names:
+            raise UserError(
+                f"dataset_config: '{self.dataset_config}' is of a Hub dataset, and {ours[0]} is none; drop it"
+            )
         for name in self.names:
             if name.startswith("embedded/"):
                 from recipes import embedded
@@ -88,26 +93,36 @@ class DataConfig:
         from datasets import DatasetDict, concatenate_datasets
 
         self.check_names()
-        parts = []
+        parts, taken = [], {}
         for name in self.names:
             part = self._rename(name, self._splits(name))
             for split, dataset in part.items():
                 if not len(dataset):
                     raise UserError(f"{name}: split '{split}' is empty")
-                form = self._form(name, dataset, forms)
+                form = taken[name] = self._form(name, dataset, forms)
                 if self.drop_empty_rows:
-                    texts = [column for column in form if column in (*TEXT, *TEXT_OR_MESSAGES)]
+                    texts = [column for column in form if column in (*TEXT, *TEXT_OR_MESSAGES, "messages")]
                     part[split] = dataset = dataset.filter(
-                        lambda row, texts=texts: (
-                            not any(isinstance(row[text], str) and not row[text].strip() for text in texts)
-                        )
+                        lambda row, texts=texts: not any(_holds_nothing(row[text], text) for text in texts)
                     )
+                    if not len(dataset):
+                        raise UserError(f"{name}: split '{split}' holds empty rows only")
                 for column in form:
                     _check_column(f"{name}: {split}", dataset, column)
             if self.dataset_test_split is not None and "test" not in part:
                 part = self._hold_out(name, part["train"])
             parts.append(part)
-        splits = DatasetDict({split: concatenate_datasets([part[split] for part in parts]) for split in parts[0]})
+        first, *others = taken
+        for other in others:
+            if taken[other] != taken[first]:
+                raise UserError(
+                    f"dataset_name: {first} has the columns {' + '.join(taken[first])} and {other} "
+                    f"{' + '.join(taken[other])}; data that are joined must be of one form"
+                )
+        try:
+            splits = DatasetDict({split: concatenate_datasets([part[split] for part in parts]) for split in parts[0]})
+        except (ValueError, TypeError) as error:  # a column of text here and of numbers there
+            raise UserError(f"dataset_name: {', '.join(self.names)} cannot be joined: {error}") from None
         for split, limit in (("train", self.max_train_samples), ("test", self.max_test_samples)):
             if limit and split in splits:
                 splits[split] = splits[split].select(range(min(limit, len(splits[split]))))
@@ -187,9 +202,17 @@ def _check_column(where: str, dataset: "Dataset", column: str) -> None:
     for row, cell in enumerate(dataset[column], 1):
         if not (_is_conversation(cell) if messages else isinstance(cell, str)):
             raise UserError(f"{where} row {row}, column '{column}': must be {wanted}, not {_shorten(cell)}")
-        silent = column in ("chosen", "rejected") and cell != []  # to say nothing is an answer to compare, too
-        if not (silent or (cell and cell[-1]["content"].strip() if messages else cell.strip())):
+        if _holds_nothing(cell, column):
             raise UserError(f"{where} row {row}, column '{column}': is empty; {DROP_EMPTY_ROWS}")
+
+
+def _holds_nothing(cell: Any, column: str) -> bool:
+    """Whether a text, or the last turn of a conversation, is empty."""
+    if column in ("chosen", "rejected"):  # to say nothing is an answer to compare, too
+        return cell == []
+    if isinstance(cell, list):
+        return not cell or (_is_conversation(cell) and not cell[-1]["content"].strip())
+    return isinstance(cell, str) and not cell.strip()
 
 
 def looks_local(name: str) -> bool:

@@ -13,12 +13,13 @@ from recipes.core.errors import UserError, did_you_mean
 from recipes.core.files import read_json
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
     from peft import PeftConfig
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
+POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe", "positions_embed")
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 TASK_TYPES = {  # PEFT's names; it has none for masked LMs, and this one adds a prompt and nothing else
     "AutoModelForCausalLM": "CAUSAL_LM",
@@ -83,6 +84,8 @@ class ModelConfig:
             raise UserError("set exactly one of model_name_or_path (trained weights) and model_config (from scratch)")
         if self.load_in_4bit and self.load_in_8bit:
             raise UserError("load_in_4bit and load_in_8bit exclude each other")
+        if not self.load_in_4bit and (self.use_bnb_nested_quant or self.bnb_4bit_quant_type != "nf4"):
+            raise UserError("use_bnb_nested_quant and bnb_4bit_quant_type are of load_in_4bit, which is not set")
         if (self.load_in_4bit or self.load_in_8bit) and self.peft is None:
             raise UserError(
                 "load_in_4bit and load_in_8bit freeze the base model; add a peft block to train an adapter"
@@ -116,6 +119,7 @@ class ModelConfig:
         if self.peft is None:
             return None
         config = peft_block.read(self.peft, task_type, self.tokenizer_source)
+        config.revision = self.model_revision if self.model_revision != "main" else None
         peft_block.train_new_modules(config, self.new_weights)
         return config
 
@@ -168,7 +172,7 @@ class ModelConfig:
         source = self.tokenizer_source
         check_source(source, "tokenizer_name_or_path" if self.tokenizer_name_or_path else "model_name_or_path")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **(self.tokenizer_kwargs or {}))
+            tokenizer = AutoTokenizer.from_pretrained(source, **self._tokenizer_options)
         except Exception as error:  # each backend raises its own kind
             raise UserError(f"no tokenizer could be opened at {source}: {error}") from None
         for kind in needs:
@@ -183,6 +187,11 @@ class ModelConfig:
                 "set tokenizer_kwargs: {chat_template: …} or use plain text columns"
             )
         return tokenizer
+
+    @property
+    def _tokenizer_options(self) -> dict[str, Any]:
+        own = self.tokenizer_name_or_path is None and self.model_revision != "main"  # it comes with the model
+        return ({"revision": self.model_revision} if own else {}) | (self.tokenizer_kwargs or {})
 
     def _check_new_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Raise a UserError if an adapter would leave the embeddings of tokens that the model never saw as they are."""
@@ -243,7 +252,8 @@ class ModelConfig:
             config = self._scratch_config(vocab_size=len(tokenizer), **special)
             for key, value in head.items():
                 setattr(config, key, value)
-            model = auto.from_config(config, attn_implementation=self.attn_implementation)
+            dtype = None if self.dtype in (None, "auto") else self.dtype
+            model = auto.from_config(config, attn_implementation=self.attn_implementation, dtype=dtype)
         else:
             if self.peft is not None and (Path(self.model_name_or_path) / "adapter_config.json").is_file():
                 raise UserError(
@@ -307,6 +317,8 @@ def load_pretrained(auto: type, path: str, new_weights: set[str] | None = None, 
     adapter = read_json(Path(path) / "adapter_config.json")
     try:
         source = adapter["base_model_name_or_path"] if adapter else path
+        if adapter and adapter.get("revision"):
+            kwargs["revision"] = adapter["revision"]  # of its base
         model, found = auto.from_pretrained(source, output_loading_info=True, **kwargs)
         give_memory_to_new_weights(model)
         missing = set(found["missing_keys"])
@@ -339,6 +351,55 @@ def give_memory_to_new_weights(model: "PreTrainedModel") -> None:
             if weight.is_meta:
                 empty = torch.empty_like(weight, device="cpu")
                 module.register_parameter(name, torch.nn.Parameter(empty, requires_grad=weight.requires_grad))
+
+
+def weights_in(parameter: "nn.Parameter") -> int:
+    """How many weights a parameter holds, also where ZeRO-3 keeps a part of it here, or 4 bits lie two in a byte."""
+    count = getattr(parameter, "ds_numel", None) or parameter.numel()
+    return 2 * parameter.quant_storage.itemsize * count if type(parameter).__name__ == "Params4bit" else count
+
+
+def learned_positions(model: "nn.Module") -> int | None:
+    """How many tokens a model with an embedding of its positions can read; None where positions are computed."""
+    import torch
+
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in POSITION_EMBEDDINGS and isinstance(module, torch.nn.Embedding):
+            before = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - before
+    return None
+
+
+def check_row_lengths(trainer: "Trainer") -> None:
+    """Raise a UserError if a row of tokens, with the virtual ones of an adapter, is longer than the model's positions."""
+    from datasets import Dataset
+
+    adapter = peft_block.adapted(trainer)
+    config = adapter.active_peft_config if adapter is not None else None
+    virtual = config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+    positions = learned_positions(trainer.model)
+    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+    for rows in (trainer.train_dataset, *evaluated.values()):
+        if positions is None or not isinstance(rows, Dataset):
+            continue
+        columns = {"input_ids", "labels"} if trainer.model.config.is_encoder_decoder else {"input_ids"}
+        for column in columns & set(rows.column_names):
+            longest = _longest(rows, column) + virtual
+            if longest > positions:
+                key = "max_length" if column == "input_ids" else "max_target_length"
+                beside = f" beside {virtual} virtual ones" if virtual else ""
+                raise UserError(
+                    f"{key}: a row has {longest - virtual} tokens{beside}, and the model reads {positions}; set it to "
+                    f"{positions - virtual} or less"
+                )
+
+
+def _longest(rows: "Dataset", column: str) -> int:
+    """Tokens of the longest row."""
+    import pyarrow.compute as pc
+
+    tables = rows.select_columns(column).with_format("arrow").iter(10_000)
+    return max(pc.max(pc.list_value_length(table[column])).as_py() for table in tables)
 
 
 def whole_weights(*models: "nn.Module") -> AbstractContextManager:

@@ -26,6 +26,10 @@ OURS = {
     "revision",
 }  # set by the recipe, not by hand
 HEADS = ("classifier", "score", "qa_outputs", "classification_head")
+NEEDS = (  # a key, and the other key with the value without which PEFT ignores it
+    ("prompt_tuning_init_text", "prompt_tuning_init", "TEXT"),
+    ("encoder_hidden_size", "prefix_projection", True),
+)
 STEPS_UNKNOWN = sys.maxsize  # AdaLoRA's total_step until the trainer knows it
 
 
@@ -66,15 +70,22 @@ def read(block: dict[str, Any], task_type: str, tokenizer: str | None = None) ->
         block[key] = fit_setting(key, Setting(value, "peft"), hints[key])
     if "num_virtual_tokens" in known and block.get("num_virtual_tokens") is None:
         raise UserError(f"peft: method {method} needs num_virtual_tokens, the length of its prompt")
+    for key, needed, value in NEEDS:
+        if block.get(key) is not None and key in known and needed in known and block.get(needed) != value:
+            raise UserError(f"peft: {key} has no effect unless {needed} is {value}; set it, or drop {key}")
+    if block.get("init_lora_weights") in ("eva", "corda"):
+        raise UserError(
+            f"peft: init_lora_weights: {block['init_lora_weights']} is made from data, which no recipe shows it; take true, "
+            "pissa or olora"
+        )
     if block.get("prompt_tuning_init") == "TEXT":
         block.setdefault("tokenizer_name_or_path", tokenizer)
+    if task_type == "SEQ_2_SEQ_LM" and method in ("prompt_tuning", "p_tuning"):
+        block.setdefault(
+            "num_transformer_submodules", 1
+        )  # PEFT makes a prompt for the decoder too, and never shows it
     if method == "adalora":
         block.setdefault("total_step", STEPS_UNKNOWN)
-        initial, target = (block.get(key, getattr(cls, key)) for key in ("init_r", "target_r"))
-        if target >= initial:
-            raise UserError(
-                f"peft: target_r ({target}) must be below init_r ({initial}), or no rank is left to take away"
-            )
         if "r" in block:
             raise UserError("peft: adalora ignores r; its ranks begin at init_r and end at target_r on average")
     try:
@@ -190,7 +201,8 @@ def check_training(trainer: "Trainer", block: dict[str, Any] | None) -> None:
 
     Raises:
         UserError: the trainer has no adapter although one was asked for; prefix-tuning with activation checkpointing, which
-            drops the cache that carries the prefix; AdaLoRA in PPO; nothing to train.
+            drops the cache that carries the prefix; a prompt with packed rows or smoothed labels; AdaLoRA in PPO; nothing
+            to train.
     """
     model = adapted(trainer)
     if model is None and block is not None:
@@ -198,6 +210,15 @@ def check_training(trainer: "Trainer", block: dict[str, Any] | None) -> None:
     if model is None:
         return
     config = model.active_peft_config
+    method = config.peft_type.value.lower()
+    packs = getattr(trainer.args, "packing", False) or getattr(trainer.args, "padding_free", False)
+    if config.is_prompt_learning and packs:
+        raise UserError(
+            f"peft: {method} puts one prompt before a whole row, and packed texts would see each other; set packing and "
+            "padding_free to false"
+        )
+    if puts_prompt_at_input(config) and trainer.label_smoother is not None:
+        raise UserError(f"label_smoothing_factor: transformers cannot place it under the virtual tokens of {method}")
     if config.peft_type == "ADALORA" and model is not trainer.model:
         raise UserError(
             "peft: adalora has no schedule in PPO, and its ranks would stay as they are; take lora or dora"
@@ -205,8 +226,8 @@ def check_training(trainer: "Trainer", block: dict[str, Any] | None) -> None:
     if trainer.args.activation_checkpointing:
         if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
             raise UserError(
-                f"peft: {config.peft_type.value.lower()} needs activation_checkpointing: false; checkpointing turns off "
-                "the cache that carries the prefix, and it would not be trained"
+                f"peft: {method} needs activation_checkpointing: false; checkpointing turns off the cache that carries the "
+                "prefix, and it would not be trained"
             )
         model.enable_input_require_grads()  # else reentrant checkpointing finds nothing to differentiate in frozen layers
     if not any(parameter.requires_grad for parameter in model.parameters()):

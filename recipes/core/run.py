@@ -191,13 +191,16 @@ class Run:
             last_good_checkpoint,
             stop_at_max_steps,
         )
-        from recipes.core.models import ModelConfig
+        from recipes.core.models import ModelConfig, check_row_lengths, weights_in
         from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss, stop_without_gradient
         from recipes.core.moving import move
         from recipes.core.peft_block import check_training
 
         model = self.config.groups.get(ModelConfig)
+        if self.settings.get("do_train") is False:
+            raise UserError("do_train: a recipe trains; drop the key")
         check_training(trainer, model.peft if model else None)
+        check_row_lengths(trainer)
         allocate_ranks(trainer)
         add_fusion_penalty(trainer)
         self.start()
@@ -224,9 +227,7 @@ class Run:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
         history = self.history = trainer.state.log_history
-        parameters = [
-            (p.ds_numel if hasattr(p, "ds_numel") else p.numel(), p.requires_grad) for p in trainer.model.parameters()
-        ]
+        parameters = [(weights_in(p), p.requires_grad) for p in trainer.model.parameters()]
         self.measured = {
             "steps": trainer.state.global_step,
             "samples_per_second": outcome.metrics.get("train_samples_per_second"),

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from recipes.core.errors import UserError
+from recipes.core.losses import refuse_smoothing
 from recipes.core.metrics.squad.squad import normalize
 
 FORM = ("question", "context", "answers")
@@ -107,6 +108,10 @@ class SpanTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        refuse_smoothing(self.args)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         positions = [inputs[key] for key in ("start_positions", "end_positions")]

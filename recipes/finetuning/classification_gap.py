@@ -125,5 +125,5 @@ class GapTrainer(Trainer):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         logits = logits[:, -inputs["input_ids"].shape[1] :]  # a prompt before the text has positions of its own
         scores = self.words.scores(logits, inputs["answer_position"]).float()
-        loss = cross_entropy(scores, inputs["labels"])
+        loss = cross_entropy(scores, inputs["labels"], label_smoothing=self.args.label_smoothing_factor)
         return (loss, {"logits": scores}) if return_outputs else loss

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     Trainer,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from recipes.core import ModelConfig, UserError
 from recipes.finetuning.classification_data import encode, measures
@@ -59,6 +60,8 @@ class ClassificationTrainer(Trainer):
         super().__init__(*args, preprocess_logits_for_metrics=scores_alone, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.lm_coef = lm_coef
+        if lm_coef and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise UserError("lm_coef reads the whole embedding, which ZeRO-3 and FSDP split up; use ddp or zero2")
         if lm_coef:
             self.hidden = keep_head_input(self.model)
 

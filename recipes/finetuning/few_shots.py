@@ -13,6 +13,7 @@ from peft.utils import load_peft_weights
 from torch import Tensor
 
 from recipes.core import UserError
+from recipes.core.models import whole_weights
 
 
 def few_shots(task: DatasetDict, shots: int, seed: int) -> DatasetDict:
@@ -46,6 +47,7 @@ def start_from(model: PeftModel, prompt: Tensor) -> None:
         UserError: the two differ in length or width.
     """
     weight = model.prompt_encoder[model.active_adapter].embedding.weight
-    if weight.shape != prompt.shape:
-        raise UserError(f"a prompt of {list(prompt.shape)} cannot start one of {list(weight.shape)}")
-    weight.copy_(prompt)
+    with whole_weights(model.prompt_encoder):
+        if weight.shape != prompt.shape:
+            raise UserError(f"a prompt of {list(prompt.shape)} cannot start one of {list(weight.shape)}")
+        weight.copy_(prompt)

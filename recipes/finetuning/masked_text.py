@@ -5,6 +5,7 @@ Paper: Devlin et al. 2018, BERT, arXiv 1810.04805, section 3.1 (15 % of the toke
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,8 +74,13 @@ def masked_trainer(
     text: DatasetDict,
     max_length: int,
 ) -> Trainer:
-    """A trainer of masked words on `text`, whose splits have the column `text`."""
+    """A trainer of masked words on the column `text` of the splits; its best model is that of the lowest loss."""
     arguments.remove_unused_columns = False
+    arguments.label_names = [
+        "labels"
+    ]  # BERT's class has a second task's too, without which Trainer would measure nothing
+    if arguments.metric_for_best_model is not None:
+        arguments.metric_for_best_model, arguments.greater_is_better = "loss", False
     rows = {split: masked_rows(dataset, tokenizer, max_length) for split, dataset in text.items()}
     return Trainer(
         model=model,
@@ -83,12 +89,15 @@ def masked_trainer(
         data_collator=RepeatableMasks(tokenizer, arguments.seed),
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
-        compute_loss_func=masked_loss,
+        compute_loss_func=partial(masked_loss, label_smoothing=arguments.label_smoothing_factor),
     )
 
 
 def masked_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    outputs: Any,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Cross-entropy of the hidden words: their mean, or their sum over `num_items_in_batch` of all micro-batches.
 
@@ -99,5 +108,5 @@ def masked_loss(
     hidden = labels != -100
     logits = outputs["prediction_logits" if "prediction_logits" in outputs else "logits"][:, -labels.shape[1] :]
     reduction = "mean" if num_items_in_batch is None else "sum"
-    loss = cross_entropy(logits[hidden].float(), labels[hidden], reduction=reduction)
+    loss = cross_entropy(logits[hidden].float(), labels[hidden], reduction=reduction, label_smoothing=label_smoothing)
     return loss if num_items_in_batch is None else loss / num_items_in_batch

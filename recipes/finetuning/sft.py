@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: a language model learns to answer from demonstrations; only the answer is supervised.
+"""Supervised fine-tuning: a language model learns to answer from demonstrations.
+
+Of `prompt` and `completion` the completion alone is supervised; of `messages` every turn, or the assistant's alone with
+`assistant_only_loss`.
 
 Paper: Ouyang et al. 2022, Training language models to follow instructions with human feedback, arXiv 2203.02155, step 1.
 Run:   accelerate launch -m recipes.finetuning.sft --config configs/finetuning/sft/quickstart.yaml
@@ -27,6 +30,10 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: TuningConfig)
     dialogues = data.load(("prompt", "completion"), ("messages",), ("text",))
     if training.answers and not {"prompt", "completion"} <= set(dialogues["train"].column_names):
         raise UserError("answers: only data with the columns 'prompt' and 'completion' have prompts to be answered")
+    if training.answers and "test" not in dialogues:
+        raise UserError(
+            "answers: there is no test split to take prompts from; drop the key, or dataset_test_split: null"
+        )
     tokenizer, language_model = model.load_causal_lm(dialogues)
 
     trainer = SFTTrainer(

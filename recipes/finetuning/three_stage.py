@@ -1,7 +1,7 @@
 """BERT in three stages: further pretraining on any text, then on the task's own domain, then fine-tuning layer by layer.
 
 Paper: Sun et al. 2019, How to Fine-Tune BERT for Text Classification?, arXiv 1905.05583, sections 5.3.3 (layer-wise rates)
-       and 5.4 (further pretraining).
+       and 5.4 (further pretraining). Left out: its multi-task fine-tuning, and the tail of long texts beside their head.
 Run:   accelerate launch -m recipes.finetuning.three_stage --config configs/finetuning/three_stage/quickstart.yaml
 """
 
@@ -45,10 +45,14 @@ class ThreeStageConfig(ClassificationConfig):
             raise UserError(f"layer_decay must lie above 0 and at most at 1, not {self.layer_decay}")
         if self.template is not None:
             raise UserError("three_stage fine-tunes a head; drop template")
+        if self.lm_coef:
+            raise UserError("lm_coef: three_stage goes on with masked words, and a model of those has no next token")
 
 
 @recipe
 def main(run: Run, model: ModelConfig, data: DataConfig, training: ThreeStageConfig) -> None:
+    if model.peft is not None:
+        raise UserError("peft: three_stage trains all weights in all of its stages; drop the block")
     task = task_of(data)
     labels = labels_of(task)
     further = replace(data, dataset_name=training.further_dataset_name, dataset_config=training.further_dataset_config)

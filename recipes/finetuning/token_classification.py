@@ -6,6 +6,7 @@ Run:   python -m recipes.finetuning.token_classification --config configs/finetu
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import (
     AutoModelForTokenClassification,
@@ -45,7 +46,7 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: TokenClassifi
         data_collator=DataCollatorForTokenClassification(tokenizer),
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
-        compute_loss_func=mean_over_tokens,
+        compute_loss_func=partial(mean_over_tokens, label_smoothing=training.label_smoothing_factor),
         preprocess_logits_for_metrics=predicted_tags,
         compute_metrics=entity_measures(tags),
     )

@@ -60,17 +60,28 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, tags: Sequence[
             f"{tokenizer.name_or_path}: its tokenizer cannot tell which word a piece is of; use a fast one"
         )
     number = {tag: index for index, tag in enumerate(tags)}
+    blank = " " if drops_blanks(tokenizer) else ""
 
     def row(sentence: dict[str, list[str]]) -> dict[str, Any]:
-        encoded = tokenizer(sentence["words"], is_split_into_words=True, truncation=True, max_length=max_length)
+        first, *others = sentence["words"]
+        words = [first, *(blank + word for word in others)]
+        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         labels, before = [], None
         for word in encoded.word_ids():
-            first = word is not None and word != before
-            labels.append(number[sentence["tags"][word]] if first else IGNORED)
+            begins = word is not None and word != before
+            labels.append(number[sentence["tags"][word]] if begins else IGNORED)
             before = word
         return {**encoded, "labels": labels}
 
     return dataset.map(row, remove_columns=dataset.column_names, desc="Tokenizing")
+
+
+def drops_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether words that are given apart lose the blank before them, which byte-level BPE learned as a part of each word."""
+    apart = tokenizer(["a", "b"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    return apart != tokenizer("a b", add_special_tokens=False)["input_ids"] and (
+        apart != tokenizer(" a b", add_special_tokens=False)["input_ids"]
+    )
 
 
 def predicted_tags(logits: Tensor, labels: Tensor) -> Tensor:

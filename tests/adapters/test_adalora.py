@@ -178,12 +178,6 @@ def test_importance_is_the_papers(tmp_path):
     torch.testing.assert_close(allocator._element_score(name), (averaged * uncertainty).detach())
 
 
-def test_a_schedule_for_another_length_is_refused(tmp_path):
-    trainer = trainer_of(tmp_path, max_steps=30)
-    with pytest.raises(UserError, match=r"total_step is 40 and the run takes 30 steps; set peft.total_step to 30"):
-        trainer.train()
-
-
 def test_a_model_without_the_penalty_or_without_adalora_is_refused():
     with pytest.raises(UserError, match="adds its orthogonality penalty to the loss of a model with a task type only"):
         tuner(attach(build("bert"), config(task_type=None)))

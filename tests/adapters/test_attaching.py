@@ -18,7 +18,7 @@ from recipes.core.errors import UserError
         (LoraConfig(r=0), "peft: r must be above 0, not 0"),
         (LoraConfig(r=8, lora_alpha=0), "peft: lora_alpha must be above 0, not 0"),
         (PromptTuningConfig(num_virtual_tokens=0, task_type="CAUSAL_LM"), "num_virtual_tokens must be above 0, not 0"),
-        (AdaLoraConfig(total_step=10, init_r=2, target_r=4), r"target_r \(4\) must not be above init_r \(2\)"),
+        (AdaLoraConfig(total_step=10, init_r=2, target_r=4), r"target_r \(4\) must be below init_r \(2\)"),
     ],
     ids=lambda each: getattr(each, "peft_type", None),
 )

@@ -307,6 +307,7 @@ MODELS = [
     sft("no model named", "set exactly one of model_name_or_path", model_name_or_path=GONE),
     sft("4-bit without peft", "add a peft block", load_in_4bit=True),
     sft("4-bit and 8-bit", "load_in_4bit and load_in_8bit exclude each other", load_in_4bit=True, load_in_8bit=True),
+    sft("4-bit settings alone", "are of load_in_4bit, which is not set", use_bnb_nested_quant=True),
     sft("peft without method", "peft: 'method' must name a PEFT method", peft={"r": 8}),
     sft(
         "unknown peft method",
@@ -457,6 +458,20 @@ FILES = [
         "unknown embedded dataset",
         "no dataset 'embedded/instruction'; did you mean 'embedded/instructions'?",
         dataset_name="embedded/instruction",
+    ),
+    sft("configuration of data that have none", "is of a Hub dataset, and rows.jsonl is none", dataset_config="de"),
+    sft(
+        "joined data of two forms",
+        "data that are joined must be of one form",
+        dataset_name=["rows.jsonl", "other.jsonl"],
+        files={"other.jsonl": jsonl([{"text": "b"}] * 8)},
+    ),
+    sft("answers without a test split", "answers: there is no test split", answers=2, dataset_test_split=None),
+    rows(
+        "nothing but empty rows",
+        "split 'train' holds empty rows only",
+        jsonl([{"messages": [{"role": "user", "content": " "}]}] * 4),
+        drop_empty_rows=True,
     ),
     sft("Hub dataset without network", "dataset 'nobody/nothing' could not be loaded", dataset_name="nobody/nothing"),
     sft(

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from recipes.core import ModelConfig, UserError, peft_block
+from recipes.core.models import weights_in
 
 LORA = {"method": "lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
 
@@ -31,6 +32,15 @@ LORA = {"method": "lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
         ({"method": "bottleneck", "reduction_factor": 0}, "reduction_factor"),
         ({"method": "p_tuning_template"}, "set template to a text with"),
         ({"method": "adapter_fusion", "adapters": {"a": "x"}}, "at least two trained adapters"),
+        ({"method": "lora", "init_lora_weights": "eva"}, "init_lora_weights: eva is made from data"),
+        (
+            {"method": "prompt_tuning", "num_virtual_tokens": 2, "prompt_tuning_init_text": "good"},
+            "prompt_tuning_init_text has no effect unless prompt_tuning_init is TEXT",
+        ),
+        (
+            {"method": "prefix_tuning", "num_virtual_tokens": 2, "encoder_hidden_size": 8},
+            "encoder_hidden_size has no effect unless prefix_projection is True",
+        ),
     ],
 )
 def test_a_block_that_the_method_cannot_have_is_refused(block, message):
@@ -68,6 +78,75 @@ def test_a_module_that_is_not_there_is_named_with_those_that_are(tiny):
     block = {"method": "lora", "r": 2, "target_modules": ["q_proj", "query"]}
     with pytest.raises(UserError, match=r"no module 'query'.*mlp.down_proj, .*self_attn.q_proj"):
         ModelConfig(model_name_or_path=str(tiny / "model"), peft=block).load_causal_lm()
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_fits_no_module_is_refused(key, tiny):
+    with pytest.raises(UserError, match=f"{key}: LlamaForCausalLM has no module 'querry'"):
+        ModelConfig(model_name_or_path=str(tiny / "model"), peft={**LORA, key: {"querry": 8}}).load_causal_lm()
+    ModelConfig(model_name_or_path=str(tiny / "model"), peft={**LORA, key: {"layers.0.*q_proj": 8}}).load_causal_lm()
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning"])
+def test_every_virtual_token_of_an_encoder_decoder_learns(method):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    block = {"method": method, "num_virtual_tokens": 5}
+    adapted = peft_block.adapt(model, peft_block.read(block, "SEQ_2_SEQ_LM"))
+    ids = torch.tensor([[3, 4, 5]])
+    adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    gradient = adapted.prompt_encoder["default"].embedding.weight.grad
+    assert gradient.shape == (5, 16)
+    assert gradient.abs().sum(dim=1).min() > 0
+
+
+def test_ia3_of_the_t0_config_rescales_what_the_paper_does():
+    """Keys and values of d_model, and the hidden units of the gated feed-forward layers."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
+    model = T5ForConditionalGeneration(T5Config(**sizes, feed_forward_proj="gated-gelu"))
+    config = Path("configs/finetuning/sequence_to_sequence/t0-3b-ia3-rte.yaml").read_text()
+    adapted = peft_block.adapt(model, peft_block.read(yaml.safe_load(config)["peft"], "SEQ_2_SEQ_LM"))
+    vectors = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
+    assert {name.split(".ia3_l")[0].rpartition(".")[2] for name in vectors} == {"k", "v", "wo"}
+    assert all(size == (40 if ".wo." in name else 16) for name, size in vectors.items())
+
+
+def test_a_revision_is_of_tokenizer_base_and_adapter_too(tiny, monkeypatch):
+    asked = {}
+
+    def tokenizer(source, **options):
+        asked["tokenizer"] = options
+        return opened(source)
+
+    from transformers import AutoTokenizer
+
+    opened = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", tokenizer)
+    model = ModelConfig(model_name_or_path=str(tiny / "model"), model_revision="v2", peft=LORA)
+    assert model.peft_config("CAUSAL_LM").revision == "v2"
+    model.load_tokenizer()
+    assert asked["tokenizer"] == {"revision": "v2"}
+
+
+def test_a_model_from_scratch_has_the_type_it_is_asked_for(tiny):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": "llama", **sizes, "max_position_embeddings": 16}
+    _, model = ModelConfig(
+        model_config=config, tokenizer_name_or_path=str(tiny / "tokenizer"), dtype="bfloat16"
+    ).load_causal_lm()
+    assert model.dtype == torch.bfloat16
+
+
+def test_weights_in_four_bits_count_one_by_one():
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(64, 32, bias=False, quant_storage=torch.uint8).to("cpu")
+    assert weights_in(layer.weight) == 64 * 32 > layer.weight.numel()
+    assert weights_in(torch.nn.Linear(4, 3).weight) == 12
 
 
 def test_new_modules_are_trained_beside_the_adapter():

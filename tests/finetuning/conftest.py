@@ -21,6 +21,9 @@ def models(tiny, tmp_path_factory) -> Path:
         BartForConditionalGeneration,
         BertConfig,
         BertForPreTraining,
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
         PreTrainedTokenizerFast,
         T5Config,
         T5ForConditionalGeneration,
@@ -40,8 +43,14 @@ def models(tiny, tmp_path_factory) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
     folder = tmp_path_factory.mktemp("models")
-    for name in ("model", "scorer", "tokenizer"):
-        shutil.copytree(tiny / name, folder / name)
+    shutil.copytree(tiny / "tokenizer", folder / "tokenizer")
+    for name, cls in (("model", LlamaForCausalLM), ("scorer", LlamaForSequenceClassification)):
+        config = LlamaConfig.from_pretrained(
+            tiny / name, hidden_size=64
+        )  # the 4-bit kernels of CPUs take blocks of 64
+        torch.manual_seed(0)
+        cls(config).save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(tiny / name).save_pretrained(folder / name)
 
     torch.manual_seed(0)
     small = {"pad_token_id": 0, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
@@ -63,12 +72,12 @@ def models(tiny, tmp_path_factory) -> Path:
         "vocab_size": len(tokenizer),
     }
     t5 = T5Config(
-        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=tokenizer.pad_token_id, **ends
+        d_model=64, d_kv=16, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=tokenizer.pad_token_id, **ends
     )
     size = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
     halves = {f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in size.items()}
     bart = BartConfig(
-        d_model=32,
+        d_model=64,
         max_position_embeddings=128,
         init_std=0.2,
         bos_token_id=None,

@@ -194,3 +194,48 @@ def test_p_tuning_places_its_prompt_by_the_template(finetune, models):
     assert (batch["input_ids"] >= vocabulary).sum(1).tolist() == [3] * len(batch["input_ids"])
     again = opened(trainer, folder, models, "finetuning/classification with a gap", "p-tuning")
     torch.testing.assert_close(outputs(again, batch), outputs(trainer.model, batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("script", "method", "settings", "message"),
+    [
+        (
+            "finetuning/classification",
+            "full",
+            {"max_length": 200},
+            "max_length: a row has 200 tokens, and the model reads",
+        ),
+        ("finetuning/classification", "prompt-tuning-random", {"max_length": 126}, "tokens beside 3 virtual ones"),
+        (
+            "finetuning/question_answering",
+            "full",
+            {"label_smoothing_factor": 0.1},
+            "label_smoothing_factor has no effect",
+        ),
+        ("finetuning/sft", "p-tuning", {"packing": True}, "packed texts would see each other"),
+        ("finetuning/sft", "p-tuning", {"label_smoothing_factor": 0.1}, "cannot place it under the virtual tokens"),
+        ("finetuning/sft", "full", {"do_train": False}, "do_train: a recipe trains"),
+    ],
+)
+def test_what_would_go_wrong_later_is_one_line(
+    script, method, settings, message, finetune, task_data, tmp_path, capfd
+):
+    if "max_length" in settings:
+        rows = [{"text": "one two three " * 100, "label": label} for label in ("good", "bad")] * 20
+        (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {**settings, "dataset_name": str(tmp_path / "long.jsonl")}
+    with pytest.raises(SystemExit) as stop:
+        finetune(script, method, **settings)
+    assert stop.value.code == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["finetuning/token_classification", "finetuning/classification with a gap"])
+def test_smoothed_labels_change_the_loss(script, finetune):
+    losses = []
+    for smoothing in (0.0, 0.5):
+        settings = {"label_smoothing_factor": smoothing, "overwrite": "always"}
+        _, _, folder = finetune(script, "full", logging_steps=1, **settings)
+        losses.append(json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)

@@ -204,6 +204,8 @@ def test_a_prompt_begins_as_its_source_s(stages, monkeypatch):
         ),
         ("finetuning/three_stage", {"layer_decay": 0.0}, "layer_decay must lie above 0"),
         ("finetuning/three_stage", {"template": "{text} [MASK]"}, "fine-tunes a head; drop template"),
+        ("finetuning/three_stage", {"lm_coef": 0.5}, "a model of those has no next token"),
+        ("finetuning/three_stage", {"peft": PFEIFFER}, "trains all weights in all of its stages"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(recipe, settings, message, run, stages, tmp_path, capfd):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from transformers import AutoTokenizer
 
 from recipes.core.errors import UserError
 from recipes.core.losses import mean_over_tokens
@@ -97,6 +98,14 @@ def test_a_word_s_tag_stands_at_its_first_piece(tokenizer):
     assert len(pieces) > 5, "the second word falls into several pieces"
     assert [label for index, label in enumerate(row["labels"]) if index in firsts] == [2, 0, 1]
     assert all(label == -100 for index, label in enumerate(row["labels"]) if index not in firsts)
+
+
+def test_words_of_a_byte_level_tokenizer_keep_the_blank_before_them(tiny):
+    byte_level = AutoTokenizer.from_pretrained(tiny / "bart")
+    data = Dataset.from_list([{"words": ["say", "one", "please"], "tags": ["O", "B-A", "O"]}])
+    [row] = word_tags.encode(data, byte_level, ["B-A", "O"], max_length=32)
+    assert row["input_ids"] == byte_level("say one please")["input_ids"]
+    assert [label for label in row["labels"] if label != -100] == [1, 0, 1]
 
 
 def test_words_beyond_the_length_are_left_out(tokenizer):
