@@ -45,9 +45,8 @@ def models(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(tiny / "tokenizer", folder / "tokenizer")
     for name, cls in (("model", LlamaForCausalLM), ("scorer", LlamaForSequenceClassification)):
-        config = LlamaConfig.from_pretrained(
-            tiny / name, hidden_size=64
-        )  # the 4-bit kernels of CPUs take blocks of 64
+        # the 4-bit kernels of CPUs take blocks of 64 by 32
+        config = LlamaConfig.from_pretrained(tiny / name, hidden_size=64, head_dim=16)
         torch.manual_seed(0)
         cls(config).save_pretrained(folder / name)
         AutoTokenizer.from_pretrained(tiny / name).save_pretrained(folder / name)

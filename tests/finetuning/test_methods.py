@@ -161,7 +161,8 @@ def check(finetune, models, script, method):
         assert (folder / "adapter_model.safetensors").exists()
     batch = next(iter(trainer.get_eval_dataloader()))
     again = opened(trainer, folder, models, script, method)
-    torch.testing.assert_close(outputs(again, batch), outputs(trainer.model, batch), atol=1e-5, rtol=1e-5)
+    tolerance = 5e-3 if method == "qlora" else 1e-5  # on some CPUs bitsandbytes computes in bf16
+    torch.testing.assert_close(outputs(again, batch), outputs(trainer.model, batch), atol=tolerance, rtol=tolerance)
     return None
 
 
