@@ -15,7 +15,7 @@ READY   := $(if $(VENV),$(VENV)/.ready)
 RECIPES := $(RUN) -m recipes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rlhf rlhf-seeds forms methods parity sft rm ppo dpo kto rloo grpo recipe list validate results verify chat lint format test clean
+.PHONY: look-again help setup rlhf rlhf-seeds forms methods parity sft rm ppo dpo kto rloo grpo recipe list validate results verify chat lint format test clean
 
 help: ## these lines
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,10 +41,18 @@ DATA    := $(if $(wildcard scripts/prepare_$(VARIANT).py),runs/data/$(VARIANT))
 $(DATA): | $(READY)
 	$(RUN) -m scripts.prepare_$(VARIANT) --output_dir $@
 
+ifneq ($(and $(LAUNCH),$(filter rlhf rlhf-seeds forms methods,$(MAKECMDGOALS))),)
+$(error LAUNCH is for one recipe, such as make sft: several stages run as their configs say)
+endif
+
+# Settings on the command line are no files: with them every stage is looked at.
+CHANGED := $(if $(strip $(SEED)$(ARGS)),look-again)
+look-again:
+
 define stage # name, stages before it
 ifneq ($(call exists,$(1)),)
 PIPELINE += $(call result,$(1))
-$(call result,$(1)): $(call exists,$(1)) $(wildcard $(dir recipes/$(1))*.py) $(EMBEDDED) $(foreach before,$(2),$(if $(call exists,$(before)),$(call result,$(before)))) | $(READY) $(DATA)
+$(call result,$(1)): $(CHANGED) $(call exists,$(1)) $(wildcard $(dir recipes/$(1))*.py) $(EMBEDDED) $(foreach before,$(2),$(if $(call exists,$(before)),$(call result,$(before)))) | $(READY) $(DATA)
 	$(RECIPES) run $(1)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed $(if $(SEED),--seed $(SEED)) $(ARGS)
 endif
 endef
@@ -67,12 +75,12 @@ rlhf-seeds: | $(READY) ## the main job three times, with seeds 0, 1, 2, and one 
 
 FORMS = $(patsubst configs/rlhf/ppo/$(VARIANT)-%.yaml,%,$(wildcard configs/rlhf/ppo/$(VARIANT)-*.yaml))
 forms: rlhf-seeds ## PPO's forms on the same three seeds, and one table of them
-	$(foreach seed,0 1 2,$(foreach form,$(FORMS),$(RECIPES) run rlhf/ppo/$(VARIANT)-$(form) --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) $(RECIPES) run rlhf/evaluate/$(VARIANT)-forms --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) true
+	$(foreach seed,0 1 2,$(foreach form,$(FORMS),$(RECIPES) run rlhf/ppo/$(VARIANT)-$(form) --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed $(ARGS) &&) $(RECIPES) run rlhf/evaluate/$(VARIANT)-forms --runs_dir $(RUNS)/seed-$(seed) --seed $(seed) --overwrite changed &&) true
 	$(RUN) -m scripts.report --variant $(VARIANT)-forms --runs_dir $(foreach seed,0 1 2,$(RUNS)/seed-$(seed)) --output_dir $(RUNS)/$(VARIANT)-forms-seeds
 
 methods: rlhf ## DPO, KTO, RLOO and GRPO too, and one comparison of all of them with PPO
-	$(foreach method,dpo kto rloo grpo,$(RECIPES) run rlhf/$(method)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed &&) true
-	$(RECIPES) run rlhf/evaluate/$(VARIANT)-methods --runs_dir $(RUNS) --overwrite changed
+	$(foreach method,dpo kto rloo grpo,$(RECIPES) run rlhf/$(method)/$(VARIANT) --runs_dir $(RUNS) --overwrite changed $(if $(SEED),--seed $(SEED)) $(ARGS) &&) true
+	$(RECIPES) run rlhf/evaluate/$(VARIANT)-methods --runs_dir $(RUNS) --overwrite changed $(if $(SEED),--seed $(SEED))
 	$(RUN) -m scripts.report --variant $(VARIANT)-methods --runs_dir $(RUNS) --output_dir $(RUNS)/rlhf-methods
 
 # ------------------------------------------------------------------------------------------------------- single runs

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import os
 import shlex
 import signal
@@ -103,7 +104,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """What a config needs on a cluster, layout by layout: memory, messages, time; loads no weights."""
     for name in ("tokens", "prompt_tokens"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is not None and not 1 <= value < math.inf:
             raise UserError(f"--{name} must be at least 1, not {value:g}")
     if options.plot is not None and options.plot.suffix not in PICTURES:
         raise UserError(f"--plot: '{options.plot.suffix}' is no kind of picture; known: {', '.join(PICTURES)}")
@@ -142,14 +143,22 @@ def run(name: str, launch: str | None, processes: int | None, overrides: Sequenc
         command_of(recipe)(["--config", str(path), *overrides])
         return
     profile = launch_profile(launch)
+    if launch.startswith("multi-node"):
+        raise UserError(
+            f"--launch {launch}: each machine starts its own processes: accelerate launch --config_file "
+            f"configs/launch/{launch}.yaml --num_processes ALL --machine_rank RANK --main_process_ip HOST -m … on each, or "
+            "scripts/slurm/train.sbatch for all of them"
+        )
+    if launch == "cpu" and (processes or 1) > 1:
+        raise UserError(f"--launch cpu is one process, not {processes}; for more of them take --launch ddp")
     # Parsed here first: a mistake is one line, not one traceback from each process.
     command_of(recipe).parse(["--config", str(path), *overrides])
     command = ["accelerate", "launch", "--config_file", os.path.relpath(profile)]
-    processes = processes_to_start(processes)
+    processes = 1 if launch == "cpu" else processes_to_start(processes)
     command += [*(["--num_processes", str(processes)] if processes else []), *arguments]
     print("$ " + shlex.join(command), flush=True)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
-    status = subprocess.run(launcher, cwd=Path.cwd()).returncode
+    status = supervised(launcher)
     if status:
         print(
             f"error: the run ended with exit status {status}, the reason stands above; the same command goes on from its "
@@ -159,18 +168,46 @@ def run(name: str, launch: str | None, processes: int | None, overrides: Sequenc
         raise SystemExit(status)
 
 
+def supervised(command: Sequence[str]) -> int:
+    """The exit status of a command that is sent the signals by which this process is told to end, with all its own."""
+    child, early = None, []
+
+    def pass_on(number: int, frame: object) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            os.killpg(child.pid, number)
+
+    before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        child = subprocess.Popen(command, start_new_session=True)
+        for number in early:
+            os.killpg(child.pid, number)
+        return child.wait()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def run_inputs(name: str, overrides: Sequence[str]) -> None:
-    """Run the configs that a config starts from, one after another, each in a process of its own; leaves finished ones.
+    """Run the configs that a config starts from, one after another, each in a process of its own.
+
+    Finished ones are left as they are, however they were made, unless the config itself is run with `--overwrite changed`.
 
     Raises:
         SystemExit: one of them failed; its exit status.
     """
-    from recipes.core.config import read_command_line, starts_from
+    from recipes.core.config import read_command_line, read_yaml, starts_from
 
-    runs_dir = read_command_line(overrides).get("runs_dir")
-    folder = ["--runs_dir", str(runs_dir.value)] if runs_dir else []
-    for before in starts_from(find_config(name)):
-        command = [sys.executable, "-m", "recipes", "run", before, "--overwrite", "changed", *folder]
+    path, given = find_config(name), read_command_line(overrides)
+    settings = read_yaml(path)[0] | given
+    runs_dir = str(settings["runs_dir"].value) if "runs_dir" in settings else "runs"
+    anew = "overwrite" in given and given["overwrite"].value == "changed"
+    for before in starts_from(path, given):
+        if not anew and (Path(runs_dir) / before / "result.json").is_file():
+            continue
+        options = ["--runs_dir", runs_dir, *(["--overwrite", "changed"] if anew else [])]
+        command = [sys.executable, "-m", "recipes", "run", before, *options]
         status = subprocess.run(command).returncode
         if status:
             print(f"error: {before}, from which {name} starts, failed; the reason stands above", file=sys.stderr)

@@ -6,6 +6,7 @@ a value of the wrong type, an impossible pair. Every value remembers where it ca
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import types
@@ -405,7 +406,8 @@ def fit_to_machine(training: dict[str, Any]) -> None:
     """
     import torch
 
-    on_cpu = training.setdefault("use_cpu", not torch.accelerator.is_available())
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")  # by the profile `cpu`
+    on_cpu = training.setdefault("use_cpu", asked or not torch.accelerator.is_available())
     can = torch.cpu.get_capabilities()
     if on_cpu and not (can.get("amx_bf16") or can.get("avx512_bf16") or can.get("bf16")):
         training["bf16"] = False
@@ -421,13 +423,14 @@ def in_runs_dir(value: Any, runs_dir: str) -> Any:
     return runs_dir + value.removeprefix("runs") if names_run else value
 
 
-def starts_from(path: Path) -> list[str]:
+def starts_from(path: Path, overrides: Settings | None = None) -> list[str]:
     """The configs whose runs a config's values name (`runs/<config>`), each after those that it starts from itself.
 
+    `overrides` are settings that are given in place of the file's.
     A config that is named without `runs/`, as a comparison names its base, is not run, but what it starts from is.
     """
     found: dict[str, None] = {}
-    for setting in read_yaml(path)[0].values():
+    for setting in (read_yaml(path)[0] | (overrides or {})).values():
         for text in setting.value if isinstance(setting.value, list) else [setting.value]:
             name = "/".join(str(text).removeprefix("runs/").split("/")[:3])
             if name.startswith(FAMILIES) and (CONFIGS / f"{name}.yaml").is_file() and name != config_name(path):

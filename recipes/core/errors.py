@@ -3,10 +3,12 @@
 import difflib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+ALONE_AFTER = 5  # seconds
 LIBRARIES = ("accelerate", "huggingface_hub", "peft", "transformers", "trl")
 
 
@@ -38,12 +40,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit status 2; of several processes only the first speaks."""
+    """Turn a `UserError` into one line on stderr and exit status 2.
+
+    Of several processes the first speaks. One that fails alone speaks after a while, in which the launcher would have ended
+    it had the first one failed too.
+    """
     try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(ALONE_AFTER)
+        print(f"error{'' if rank == '0' else f' in process {rank}'}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)

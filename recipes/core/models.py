@@ -44,7 +44,9 @@ def check_source(path: str, key: str) -> None:
     folder, config = Path(path), parent_config(path)
     if config and not (folder / "result.json").exists():
         state = "is not finished" if folder.exists() else "was not made yet"
-        raise UserError(f"{key}: {path} {state}; make it with: python -m recipes run {config}")
+        runs_dir = path.rstrip("/").removesuffix(config).rstrip("/")
+        elsewhere = f" --runs_dir {runs_dir}" if runs_dir != "runs" else ""
+        raise UserError(f"{key}: {path} {state}; make it with: python -m recipes run {config}{elsewhere}")
     looks_local = path.startswith((".", "/", "~", "$", "runs/")) or path.count("/") > 1
     if looks_local and not folder.exists():
         hint = " (environment variables are not expanded)" if "$" in path else ""

@@ -59,10 +59,16 @@ def stop_on_non_finite_loss(trainer: Trainer, output_dir: Path) -> None:
 
     def checked_step(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
+        broken = ~loss.detach().isfinite()
+        if trainer.accelerator.num_processes > 1:
+            broken = (
+                trainer.accelerator.reduce(broken.float(), "sum") > 0
+            )  # all of them stop, and the first one speaks
+        if broken:
             print(file=sys.stderr)  # ends the line of the progress bar
+            number = "not finite in another process" if math.isfinite(loss.item()) else loss.item()
             raise UserError(
-                f"the loss is {loss.item()} at step {trainer.state.global_step + 1}; the last good checkpoint in "
+                f"the loss is {number} at step {trainer.state.global_step + 1}; the last good checkpoint in "
                 f"{output_dir} is kept; lower learning_rate or max_grad_norm, or train in a wider dtype"
             )
         return loss

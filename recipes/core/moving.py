@@ -31,14 +31,15 @@ def move(checkpoint: Path, trainer: Trainer, is_main_process: bool) -> None:
 
     Raises:
         UserError: one of the two strategies is not among those that checkpoints can move between, or the checkpoint
-            is not that of one whole model, as an adapter's and PPO's, which holds policy and value, are not.
+            is not that of one whole model (an adapter's, or PPO's of policy and value), or its optimizer is not AdamW.
     """
     held, wanted = read_json(checkpoint / LAYOUT), layout_of(trainer)
     trainer.accelerator.wait_for_everyone()  # all have read it before one changes it
     if held is None or held == wanted or held["strategy"] == wanted["strategy"] in ("data parallel", "FSDP"):
         return
+    adam = str(trainer.args.optim.value).startswith("adamw_torch")  # whose moments are what is moved
     whole_model = (checkpoint / WEIGHTS).exists() and not hasattr(trainer.model, "policy")
-    if not whole_model or "FSDP" in (held["strategy"], wanted["strategy"]):
+    if not whole_model or not adam or "FSDP" in (held["strategy"], wanted["strategy"]):
         raise UserError(
             f"{checkpoint} was saved under {held['strategy']} with {held['processes']} processes and this run is under "
             f"{wanted['strategy']} with {wanted['processes']}: launch it as before, or start anew with --overwrite always"

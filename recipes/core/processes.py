@@ -5,16 +5,20 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from recipes.core.errors import UserError
 
 
-def connect_processes() -> None:
+def connect_processes(timeout: int = 1800) -> None:
     """Join the processes of `accelerate launch`, over gloo where the machine has no accelerator.
 
     Without this, accelerate lets processes on a CPU machine train side by side, each on all of the data.
+
+    Args:
+        timeout: seconds that a process waits for the others: TrainingArguments' `ddp_timeout`, which comes too late.
 
     Raises:
         UserError: there are more processes than accelerators, or they did not find each other.
@@ -38,7 +42,8 @@ def connect_processes() -> None:
         mend_fsdp2()
         if not torch.accelerator.is_available():
             allow_fsdp_on_cpus()
-    joined = PartialState(cpu=not torch.accelerator.is_available()).num_processes
+    patience = timedelta(seconds=timeout)
+    joined = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience).num_processes
     if joined != world:
         raise UserError(f"{world} processes were started and {joined} joined; launch with a profile of configs/launch")
 

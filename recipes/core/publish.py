@@ -65,6 +65,8 @@ def check(runs_dir: Path) -> list[str]:
     for name, (old, new) in pairs.items():
         for key, expected in _numbers(old["metrics"]).items():
             found = _numbers(new["metrics"]).get(key)
+            if _is_a_time(key):
+                continue
             if found is None or abs(found - expected) > TOLERANCE * max(1.0, abs(expected)):
                 off.append(f"{name}: {key} is {found}, committed {expected}")
     return off
@@ -72,6 +74,11 @@ def check(runs_dir: Path) -> list[str]:
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def _is_a_time(key: str) -> bool:
+    """Whether a figure is read off a clock, and so another one on every machine."""
+    return "milliseconds" in key
 
 
 def table() -> str:

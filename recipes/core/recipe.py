@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recipes.core.catalog import ROOT, Recipe
-from recipes.core.config import Resolved, resolve, with_origin
+from recipes.core.config import Resolved, find_config, read_command_line, read_yaml, resolve, with_origin
 from recipes.core.errors import UserError, refused_by_library, report_user_errors
 from recipes.core.processes import connect_processes, end_processes
-from recipes.core.run import Run, RunConfig
+from recipes.core.run import Run, RunConfig, TaskConfig
 
 REFUSED = {  # of TrainingArguments
     "resume_from_checkpoint": "a run resumes by itself from its last whole checkpoint",
@@ -54,8 +54,11 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
         from transformers import set_seed
 
         with report_user_errors():
-            connect_processes()
-            config = parse(sys.argv[1:] if argv is None else argv)
+            argv = sys.argv[1:] if argv is None else argv
+            connect_processes(ddp_timeout(argv))
+            config = parse(argv)
+            if issubclass(groups[-1], TaskConfig) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UserError(f"{name} is one process, which starts those that it needs: run it without --launch")
             run = Run(Recipe(name), config, config.get(groups[-1]))
             if run.finished():
                 os.utime(run.output_dir / "result.json")  # make compares times: this run is up to date
@@ -77,6 +80,15 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
     command.parse = parse
     command.groups = [RunConfig, *groups]
     return command
+
+
+def ddp_timeout(argv: Sequence[str]) -> int:
+    """TrainingArguments' key of this name, read on its own: the config's classes want the processes to be there."""
+    settings = read_command_line(argv)
+    if "config" in settings:
+        settings = read_yaml(find_config(str(settings["config"].value)))[0] | settings
+    asked = settings["ddp_timeout"].value if "ddp_timeout" in settings else None
+    return asked if isinstance(asked, int) else 1800
 
 
 def quiet_libraries() -> None:

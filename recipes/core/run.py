@@ -158,12 +158,15 @@ class Run:
         if self.is_main_process:
             fresh = {"name": self.name, "settings": self.settings, "inputs": self.inputs}
             if held is not None and (self.overwrite == "always" or (self.overwrite == "changed" and held != fresh)):
-                shutil.rmtree(self.output_dir)
+                old = self.output_dir.with_name(f".{self.output_dir.name}-old")  # a kill leaves either run whole
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(self.output_dir, old)
+                shutil.rmtree(old)
                 held = None
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_yaml(self.output_dir / "config.yaml", self.config.plain())
             if held is None:
-                write_json(self.output_dir / "run.json", fresh)
+                write_json(self.output_dir / "run.json", fresh)  # first: it tells whose folder this is
+            write_yaml(self.output_dir / "config.yaml", self.config.plain())
             if self.settings.get("bf16") and not self.arguments.bf16:
                 print("bf16: this CPU has no instructions for it; the run is in fp32", file=sys.stderr)
         self._wait()

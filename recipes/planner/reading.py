@@ -210,6 +210,10 @@ def _attention(model: ModelConfig, recipe: str) -> str:
 
 def _bf16(resolved: Resolved, args: Any) -> bool:
     """What the config asks for, whatever this machine can do: `fit_to_machine` may have turned it off here."""
+    if args.fp16:
+        raise UserError(
+            "fp16: the planner knows bf16 and fp32 alone; plan with bf16: true, whose weights are as large"
+        )
     if "bf16" in resolved.settings:
         return bool(resolved.settings["bf16"].value)
     default = type(args).__dataclass_fields__["bf16"].default

@@ -93,7 +93,8 @@ def test_the_header_says_what_it_is_and_how_it_is_run(config):
     assert re.fullmatch(r"# [A-Z0-9].*\.", header[0]), "the first line is one sentence on what is trained"
     fields = dict(re.fullmatch(r"# (\w+): +(.+)", line).groups() for line in header[1:4])
     assert list(fields) == ["Run", "Needs", "Result"]
-    run = re.search(r"python -m recipes run (\S+)( |$)", fields["Run"])
+    several = r"sbatch --nodes \d+ scripts/slurm/train.sbatch"  # machines
+    run = re.search(rf"(?:python -m recipes run|{several}) (\S+)( |$)", fields["Run"])
     assert run, "Run: names the command"
     assert run[1] == config.name
     if fields["Result"].startswith("results/"):

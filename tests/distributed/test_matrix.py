@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +157,9 @@ with whole_weights(attention):
 @pytest.mark.slow
 def test_first_weights_are_the_papers_under_zero3_too(root):
     """GPT-3's, which this code draws and transformers does not, where a process has a part of each weight."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-c", DRAWN_IN_PARTS]
     done = subprocess.run(command, cwd=root, env=os.environ | alone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
