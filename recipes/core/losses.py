@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments
@@ -27,7 +28,7 @@ def mean_over_tokens(
     """
     logits = outputs["logits"][:, -labels.shape[1] :].float().flatten(0, 1)
     labels = labels.flatten().to(logits.device)
-    total = smoothed(logits, labels, label_smoothing)
+    total = smoothed(logits, labels, label_smoothing if torch.is_grad_enabled() else 0.0)
     return total / (labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 

@@ -107,6 +107,7 @@ def masked_loss(
     """
     hidden = labels != -100
     logits = outputs["prediction_logits" if "prediction_logits" in outputs else "logits"][:, -labels.shape[1] :]
+    smoothing = label_smoothing if torch.is_grad_enabled() else 0.0
     reduction = "mean" if num_items_in_batch is None else "sum"
-    loss = cross_entropy(logits[hidden].float(), labels[hidden], reduction=reduction, label_smoothing=label_smoothing)
+    loss = cross_entropy(logits[hidden].float(), labels[hidden], reduction=reduction, label_smoothing=smoothing)
     return loss if num_items_in_batch is None else loss / num_items_in_batch

@@ -1,13 +1,14 @@
 """Blank infilling: one Transformer reads a text with blanks both ways and writes what belongs into them, word by word.
 
 Paper: Du et al. 2022, GLM: General Language Model Pretraining with Autoregressive Blank Infilling, arXiv 2103.10360,
-       eq. 1, section 2.1.
+       eq. 1, section 2.1. Its linear output layer is here the head that transformers' class has, with one more layer before.
 Run:   accelerate launch -m recipes.pretraining.blank_infilling --config configs/pretraining/blank_infilling/quickstart.yaml
 """
 
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
@@ -16,7 +17,7 @@ from recipes.pretraining.blank_samples import filled_and_continued
 from recipes.pretraining.blanks import VARIANTS
 from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer
-from recipes.pretraining.ngrams import label_stream, ngram_losses
+from recipes.pretraining.ngrams import check_ngram_tokens, label_stream, ngram_losses
 from recipes.pretraining.samples import is_whole, write_samples
 from recipes.pretraining.sentences import read_corpus
 
@@ -39,6 +40,7 @@ class InfillingConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_ngram_tokens(self.ngram_tokens)
         shares = (self.sentence_share, self.document_share)
         if min(shares) < 0 or sum(shares) > 1:
             raise UserError(f"'sentence_share' and 'document_share' must be shares of one whole, not {shares}")
@@ -78,11 +80,12 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: InfillingConf
             alone = [float(number == other) for other in range(len(VARIANTS))]
             held_out = rows("test", alone)
             loss = trainer.evaluate(held_out, metric_key_prefix=variant)[f"{variant}_masked_loss"]
-            streams = (
+            streams = [
                 label_stream(each, collator, training.ngram_tokens) for each in (rows("train", alone), held_out)
-            )
+            ]
             found = ngram_losses(*streams, len(tokenizer))  # of what part B says, by what it said before
-            tokens_per_byte = len(corpus["test"].tokens) / corpus["test"].bytes
+            ends = np.mean(streams[1] == collator.end)  # the share of targets that have no bytes
+            tokens_per_byte = len(corpus["test"].tokens) / corpus["test"].bytes / (1 - ends)
             run.record(
                 **{
                     f"{variant}_loss": loss,

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from recipes.core import ModelConfig, Run, recipe
+from recipes.core import ModelConfig, Run, UserError, recipe
 from recipes.pretraining.corpus import CorpusConfig
 from recipes.pretraining.gpt import check_length, initialize, keep_documents_apart
-from recipes.pretraining.ngrams import ngram_losses
+from recipes.pretraining.ngrams import check_ngram_tokens, ngram_losses
 from recipes.pretraining.packing import PackedDataset, collate
 from recipes.pretraining.samples import continuations, is_whole, prompts_from, write_samples
 from recipes.pretraining.trainer import PretrainingTrainer
@@ -31,6 +31,12 @@ class CausalConfig(TrainingArguments):
         default=50_000_000, metadata={"help": "Training tokens that the n-gram baselines count, from the first on."}
     )
     num_samples: int = field(default=6, metadata={"help": "Held-out documents that are continued in samples.md."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ngram_tokens(self.ngram_tokens)
+        if self.max_length < 8:
+            raise UserError(f"'max_length' must be at least 8, not {self.max_length}")
 
 
 @recipe

@@ -156,7 +156,8 @@ class CorpusConfig(DataConfig):
             raise UserError(f"{name}: no split '{theirs['train']}'{did_you_mean(theirs['train'], source)}")
         is_whole = theirs["test"] is not None and theirs["test"] not in source
         self._check_hold_out(name, is_whole)
-        rows = source[theirs["train"] if is_whole else theirs[split]]
+        read_split = theirs["train"] if is_whole else theirs[split]
+        rows = source[read_split]
 
         def cells() -> Iterator[object]:
             for row in rows:
@@ -165,7 +166,7 @@ class CorpusConfig(DataConfig):
                 yield row[column]
 
         return _Source(
-            [name, self.dataset_config, commit],
+            [name, self.dataset_config, commit, read_split],
             is_whole,
             lambda: _checked(cells(), f"{name}: {split}", column, self.drop_empty_rows),
         )

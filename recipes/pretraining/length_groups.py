@@ -39,7 +39,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
             steps += [pool[place : place + self.batch_size] for place in range(0, len(pool), self.batch_size)]
         last = [steps.pop()] if len(steps[-1]) < self.batch_size else []  # a step that is not full stays at the end
         steps = [steps[place] for place in numbers.permutation(len(steps))]
-        return iter(np.concatenate(steps + last).tolist())
+        return (int(row) for step in steps + last for row in step)
 
 
 class LengthGroupedTrainer(Trainer):

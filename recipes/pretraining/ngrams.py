@@ -7,10 +7,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from recipes.core import UserError
 from recipes.pretraining.corpus import TokenFile
 
 BLOCK = 2**20  # tokens that are counted at once
 MOST_TESTED = 2**22
+
+
+def check_ngram_tokens(number: int) -> None:
+    """Raise a UserError for a number of tokens that no baseline can count."""
+    if number < 1:
+        raise UserError(f"'ngram_tokens' must be at least 1, not {number}")
 
 
 def ngram_losses(

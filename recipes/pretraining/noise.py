@@ -79,7 +79,7 @@ def sentence_permutation(tokens: np.ndarray, sentences: np.ndarray, numbers: np.
 
 def document_rotation(tokens: np.ndarray, numbers: np.random.Generator) -> np.ndarray:
     """The document begun at a token chosen uniformly, its head behind its end: A B C . D E . → C . D E . A B [n] → [n]"""
-    return np.roll(tokens, -int(numbers.integers(len(tokens))))
+    return np.roll(tokens, -int(numbers.integers(max(1, len(tokens)))))  # another noise may have left nothing
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,17 @@ from recipes.pretraining.corpus import TokenFile
 
 
 def prompts_from(ids: np.ndarray | TokenFile, eos_token_id: int, count: int, length: int) -> list[list[int]]:
-    """The first `length` token ids of the first `count` documents that are at least twice as long."""
+    """The first `length` token ids of the first `count` documents that are at least twice as long.
+
+    Where there are fewer documents, as of one long text, those of as many places at equal distances.
+    """
     head = ids[: 2**18]
     ends = np.flatnonzero(head == eos_token_id)
     begins = np.concatenate([[0], ends + 1])
     sizes = np.diff(np.append(begins, len(head)))
     chosen = begins[sizes >= 2 * length][:count]
+    if len(chosen) < count:
+        chosen = np.linspace(0, max(0, len(head) - 2 * length), count, dtype=int)
     return [head[begin : begin + length].tolist() for begin in chosen]
 
 

@@ -55,6 +55,8 @@ def read_corpus(
     if words and not tokenizer.is_fast:
         raise UserError("whole_word_masking: this tokenizer does not say where words begin; take a fast one")
 
+    kind = np.uint16 if len(tokenizer) <= 2**16 else np.int32
+
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
         parts = [split_sentences(text) for text in batch["text"]]
         encoded = tokenizer(
@@ -70,7 +72,7 @@ def read_corpus(
             end = [separator] if held and separator is not None else []
             if end:
                 lengths[-1] += 1
-            columns["tokens"].append([token for row in ids for token in row] + end)
+            columns["tokens"].append(np.asarray([token for row in ids for token in row] + end, dtype=kind))
             columns["sentence_lengths"].append(lengths)
             if words:
                 starts = [start for row in held for start in _word_starts(encoded.word_ids(row))]
@@ -85,7 +87,7 @@ def read_corpus(
         [chunk.value_lengths().to_numpy() for chunk in encoded.data.column("sentence_lengths").chunks]
     )
     return Corpus(
-        tokens=_flat(encoded, "tokens").astype(np.uint16 if len(tokenizer) <= 2**16 else np.int32),
+        tokens=_flat(encoded, "tokens").astype(kind, copy=False),
         word_starts=_flat(encoded, "word_starts").astype(bool) if words else None,
         sentences=np.concatenate([[0], np.cumsum(lengths)]),
         documents=np.concatenate([[0], np.cumsum(per_document[per_document > 0])]),

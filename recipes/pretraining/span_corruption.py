@@ -16,7 +16,7 @@ from recipes.core.losses import mean_over_tokens
 from recipes.pretraining.corpus import CorpusConfig
 from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.encoder_decoder import optimizer_of, prepare, written_spans
-from recipes.pretraining.ngrams import label_stream, ngram_losses
+from recipes.pretraining.ngrams import check_ngram_tokens, label_stream, ngram_losses
 from recipes.pretraining.samples import is_whole, write_samples
 from recipes.pretraining.spans import SpanCorruption, noise_counts, raw_length
 from recipes.pretraining.token_rows import TokenRows
@@ -38,6 +38,7 @@ class SpanCorruptionConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_ngram_tokens(self.ngram_tokens)
         if not 0 < self.noise_density < 1:
             raise UserError(f"'noise_density' must lie between 0 and 1, not {self.noise_density}")
         if self.mean_noise_span_length < 1:

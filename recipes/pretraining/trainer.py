@@ -7,7 +7,7 @@ from transformers import Trainer
 
 
 class PretrainingTrainer(Trainer):
-    """`evaluate()` weighs each batch by its labelled tokens; Trainer's own mean weighs it by its rows."""
+    """`evaluate()` weighs each batch by its labelled tokens, where Trainer's mean takes its rows; no label is smoothed."""
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple[Any, Any, Any]:
         labelled = self._get_num_items_in_batch(
@@ -17,7 +17,9 @@ class PretrainingTrainer(Trainer):
             share = inputs["labels"].ne(-100).sum()
         else:
             share = labelled / (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
+        smoother, self.label_smoother = self.label_smoother, None
         loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        self.label_smoother = smoother
         rows = len(inputs["labels"])
         sums = torch.stack([loss * share, inputs["labels"].ne(-100).sum().to(loss)]).double()
         self._held_out += self.accelerator.gather_for_metrics((sums / rows).expand(rows, 2)).sum(0)

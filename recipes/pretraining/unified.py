@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, Training
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
 from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer, check_model
+from recipes.pretraining.ngrams import check_ngram_tokens
 from recipes.pretraining.samples import is_whole, write_samples
 from recipes.pretraining.sentences import read_corpus
 from recipes.pretraining.unified_masks import BIDIRECTIONAL, OBJECTIVES, give_six_types
@@ -35,6 +36,7 @@ class UnifiedConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_ngram_tokens(self.ngram_tokens)
         if self.max_length < 8:
             raise UserError(f"'max_length' must be at least 8, not {self.max_length}")
 
@@ -66,7 +68,6 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: UnifiedConfig
     )
     run.fit(trainer)
 
-    tokens_per_byte = len(corpus["test"].tokens) / corpus["test"].bytes
     for number, objective in enumerate(OBJECTIVES):
         name = objective.replace("-", "_")
         measured = trainer.evaluate(rows("test", number), metric_key_prefix=name)
@@ -78,7 +79,6 @@ def main(run: Run, model: ModelConfig, data: DataConfig, training: UnifiedConfig
             **{
                 f"{name}_loss": loss,
                 f"{name}_perplexity": math.exp(loss),
-                f"{name}_bits_per_byte": loss * tokens_per_byte / math.log(2),
             },
             baselines={f"{name}_loss_{each}": value for each, value in found.items()},
         )

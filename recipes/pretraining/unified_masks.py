@@ -48,6 +48,8 @@ def allowed_attention(objective: torch.Tensor, first: torch.Tensor, total: torch
 
 def as_attention_mask(allowed: torch.Tensor, attn_implementation: str) -> torch.Tensor:
     """The form of a 4-D mask that transformers' attention takes: boolean for sdpa, added to the scores for eager."""
+    if attn_implementation not in ("sdpa", "eager"):
+        raise UserError(f"attn_implementation: {attn_implementation} takes no mask of this kind; set sdpa or eager")
     if attn_implementation == "sdpa":
         return allowed
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)

@@ -71,7 +71,7 @@ def main(run: Run, method: ExplainConfig) -> None:
     rng = Random(method.seed)
     drawn = Counter(unigram.sample(first, model, rng, method.alpha) for _ in range(method.samples))
     every = dict(unigram.segmentations(first, model))
-    weights = {pieces: math.exp(method.alpha * value) for pieces, value in every.items()}
+    weights = {pieces: math.exp(method.alpha * (value - max(every.values()))) for pieces, value in every.items()}
     exact = {pieces: weight / sum(weights.values()) for pieces, weight in weights.items()}
 
     report = "\n".join(

@@ -1,4 +1,8 @@
-"""SentencePiece's own trainer, and its model as a `tokenizers.Tokenizer` that gives the same pieces."""
+"""SentencePiece's own trainer, and its model as a `tokenizers.Tokenizer` that gives the same pieces.
+
+With `normalization: nmt_nfkc` a few characters are normalised otherwise than by the library, which keeps ～ (U+FF5E) and the
+zero-width joiner of emoji and Indic scripts.
+"""
 
 import io
 from collections.abc import Iterable

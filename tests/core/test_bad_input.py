@@ -517,6 +517,8 @@ OBJECTIVES = [
         "max_length: rows of 16 tokens are longer than the model's 8 positions",
         model_config=GPT2,
     ),
+    of("pretraining/causal", "rows of three tokens", "'max_length' must be at least 8, not 3", max_length=3),
+    of("pretraining/causal", "baselines of no token", "'ngram_tokens' must be at least 1, not -1", ngram_tokens=-1),
     of("pretraining/causal", "texts shorter than a row", "of a split do not fill one row of 900", max_length=900),
     of(T5_SPANS, "tokenizer without sentinels", "the tokenizer has 0 sentinels", tokenizer_kwargs=GONE),
     of(

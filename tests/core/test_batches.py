@@ -56,6 +56,19 @@ def test_label_smoothing_raises_a_loss_and_no_recipe_leaves_it_out(recipe, main,
 
 @pytest.mark.parametrize(
     "recipe",
+    ["pretraining/causal", *DENOISERS, "pretraining/span_corruption", "finetuning/sequence_to_sequence"],
+)
+def test_the_held_out_loss_is_that_of_unsmoothed_labels(recipe, trainer_of, main, job, tmp_path):
+    losses = []
+    for smoothing in ("0.0", "0.5"):
+        flags = ["--label_smoothing_factor", smoothing, *NO_DROPOUT.get(recipe, [])]
+        asked = main(recipe).parse(job(recipe, tmp_path / "run", *flags)).plain()
+        losses.append(trainer_of(recipe, {**asked, "report_to": "none"}).evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "recipe",
     [
         "pretraining/causal",
         *DENOISERS,

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,3 +236,20 @@ def test_embedded_text_can_be_streamed_too(tokenizer, monkeypatch):
         found = tokens("embedded/text", tokenizer, dataset_streaming=streaming)
         for split in rows:
             assert found[split].ids[:].tolist() == by_hand([row["text"] for row in rows[split]], tokenizer)
+
+
+def test_each_split_of_a_streamed_hub_dataset_is_its_own(tokenizer, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    from recipes.pretraining.corpus import CorpusConfig
+
+    source = {name: datasets.Dataset.from_dict({"text": [f"{name} text"]}) for name in ("train", "test")}
+    streamed = {name: rows.to_iterable_dataset() for name, rows in source.items()}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: streamed)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="0"))
+    found = CorpusConfig("somebody/texts", dataset_streaming=True).tokens(tokenizer, separator=None)
+    assert {name: tokenizer.decode(each.ids[:]) for name, each in found.items()} == {
+        "train": "train text",
+        "test": "test text",
+    }
