@@ -14,6 +14,7 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import PeftType
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from recipes.adapters.layers import AdapterModel, own_modules, trained_whole
 from recipes.core.errors import UserError, did_you_mean
@@ -119,6 +120,8 @@ class BitFitModel(AdapterModel):
     prefix = "bitfit_"
 
     def find(self, config: BitFitConfig, model: nn.Module) -> list[str]:
+        if is_deepspeed_zero3_enabled():
+            raise UserError("bitfit: puts its biases in the place of others, which ZeRO-3 has in parts; use zero2")
         return chosen(config, model)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:

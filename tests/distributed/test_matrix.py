@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import transformers
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedModel
 
 from recipes.pretraining.source_encoder import BartForTranslation
 
@@ -124,6 +124,37 @@ def test_an_adapter_of_two_processes_is_whole(train, recipe, profile):
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in found.items())
     for name, tensor in one.items():
         assert (found[name].float() - tensor).abs().max() < TOLERANCE, name
+
+
+@pytest.fixture
+def encoder(tiny, tmp_path) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    for part in (BertModel(config), tokenizer):
+        part.save_pretrained(tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
+@pytest.mark.slow
+def test_an_adapter_finds_its_shapes_under_zero3(train, encoder):
+    options = ("--model_name_or_path", encoder, "--peft", "{method: bottleneck, placement: pfeiffer}")
+    found, one = (
+        load_file(train("finetuning/classification", profile, *options) / "adapter_model.safetensors")
+        for profile in ("zero3", None)
+    )
+    assert {name: tensor.shape for name, tensor in found.items()} == {name: t.shape for name, t in one.items()}
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    assert any(tensor.abs().max() > 0 for tensor in found.values())
+
+
+@pytest.mark.slow
+def test_biases_that_zero3_would_mix_up_are_one_line(launched, encoder):
+    done = launched(
+        "finetuning/classification", "zero3", "--model_name_or_path", encoder, "--peft", "{method: bitfit}"
+    )
+    assert done.returncode != 0
+    assert "error: bitfit: puts its biases in the place of others" in done.stderr
 
 
 @pytest.mark.slow
