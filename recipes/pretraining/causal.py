@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from recipes.core import ModelConfig, Run, UserError, recipe
 from recipes.pretraining.corpus import CorpusConfig
+from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.gpt import check_length, initialize, keep_documents_apart
 from recipes.pretraining.ngrams import check_ngram_tokens, ngram_losses
 from recipes.pretraining.packing import PackedDataset, collate
@@ -44,7 +45,10 @@ def main(run: Run, model: ModelConfig, data: CorpusConfig, training: CausalConfi
     tokenizer, language_model = model.load_causal_lm()
     check_length(language_model, training.max_length)
     tokens = data.tokens(tokenizer, separator=tokenizer.eos_token_id)
-    rows = {name: PackedDataset(each, training.max_length, tokenizer.eos_token_id) for name, each in tokens.items()}
+    rows = {
+        name: PackedDataset(each, training.max_length, tokenizer.eos_token_id, dynamic=name == "train")
+        for name, each in tokens.items()
+    }
     keep_documents_apart(language_model)
     if model.model_config:
         initialize(language_model)
@@ -56,6 +60,7 @@ def main(run: Run, model: ModelConfig, data: CorpusConfig, training: CausalConfi
         data_collator=collate,  # the tokenizer's own would add a mask, and documents would see each other
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
+        callbacks=[CountEpochs(rows["train"])],
     )
     run.fit(trainer)
 

@@ -1,13 +1,20 @@
 """Documents packed into rows of one length, so that no position is padding and no document sees another."""
 
+import math
+
 import numpy as np
 import torch
 
 from recipes.core import UserError
 from recipes.pretraining.corpus import Tokens
+from recipes.pretraining.drawn_rows import DrawnRows
+
+GOLDEN = (
+    math.sqrt(5) - 1
+) / 2  # its multiples, less their whole parts, lie far from each other however many there are
 
 
-class PackedDataset(torch.utils.data.Dataset):
+class PackedDataset(DrawnRows):
     """Rows of `length` tokens cut from all documents joined, each document ended by EOS.
 
     An item holds `input_ids`, `position_ids` and `labels`, each [length], int64. Positions start anew after each EOS,
@@ -15,11 +22,15 @@ class PackedDataset(torch.utils.data.Dataset):
     (-100): nothing before it belongs to it, so the loss is that of the documents fed one by one. A document that is
     cut goes on in the next row as if it began there.
 
+    Args:
+        dynamic: in each epoch after the first the rows are cut at other places, so that no text is always cut alike.
+
     Raises:
         UserError: the documents do not fill one row.
     """
 
-    def __init__(self, tokens: Tokens, length: int, eos_token_id: int):
+    def __init__(self, tokens: Tokens, length: int, eos_token_id: int, dynamic: bool = True):
+        super().__init__(dynamic=dynamic)
         self.ids, self.length, self.eos_token_id = tokens.ids, length, eos_token_id
         if len(self) == 0:
             raise UserError(f"max_length: the {len(self.ids)} tokens of a split do not fill one row of {length}")
@@ -28,7 +39,10 @@ class PackedDataset(torch.utils.data.Dataset):
         return len(self.ids) // self.length
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        tokens = self.ids[row * self.length : (row + 1) * self.length].astype(np.int64)
+        _, epoch, _ = self.draw(row)
+        begin = row * self.length + int(epoch * GOLDEN % 1 * self.length)
+        begin = min(begin, len(self.ids) - self.length)  # of the last row
+        tokens = self.ids[begin : begin + self.length].astype(np.int64)
         positions = np.arange(self.length)
         for end in np.flatnonzero(tokens[:-1] == self.eos_token_id):
             positions[end + 1 :] -= positions[end + 1]

@@ -178,3 +178,22 @@ def test_a_document_that_is_cut_goes_on_at_position_zero_of_the_next_row(tokeniz
     ], "what does not fill a row is left out"
     assert rows[1]["labels"][0] == -100, "nothing before it is in its row"
     assert rows[3]["labels"].tolist().count(-100) == 2
+
+
+def test_rows_of_training_are_cut_elsewhere_in_each_epoch_and_held_out_ones_never():
+    from recipes.pretraining.corpus import Tokens
+    from recipes.pretraining.packing import PackedDataset
+
+    tokens = Tokens(np.arange(1, 100), 99)
+    training, held_out = (PackedDataset(tokens, LENGTH, eos_token_id=0, dynamic=each) for each in (True, False))
+    firsts = []
+    for epoch in range(6):
+        for rows in (training, held_out):
+            rows.epoch.fill_(epoch)
+        cut = [row["input_ids"].tolist() for row in training]
+        assert len(cut) == 99 // LENGTH
+        assert all(row == list(range(row[0], row[0] + LENGTH)) for row in cut)
+        firsts.append(cut[0][0])
+        assert [row["input_ids"][0].item() for row in held_out] == list(range(1, 97 - LENGTH + 1, LENGTH))
+    assert firsts[0] == 1
+    assert len(set(firsts)) == 6
