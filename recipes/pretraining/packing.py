@@ -39,6 +39,8 @@ class PackedDataset(DrawnRows):
         return len(self.ids) // self.length
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        if row >= len(self):
+            raise IndexError(row)  # by which iteration ends
         _, epoch, _ = self.draw(row)
         begin = row * self.length + int(epoch * GOLDEN % 1 * self.length)
         begin = min(begin, len(self.ids) - self.length)  # of the last row
