@@ -81,11 +81,12 @@ class DataConfig:
                 hint = " (environment variables are not expanded)" if "$" in name else ""
                 raise UserError(f"dataset_name: no file or folder '{name}'{hint}")
 
-    def load(self, *forms: Sequence[str]) -> "DatasetDict":
+    def load(self, *forms: Sequence[str], mixed: bool = False) -> "DatasetDict":
         """The dataset with splits `train` and (unless null) `test`, in the first of the forms that its columns fill.
 
         Args:
             forms: alternatives, each the columns that a recipe can work with, such as `("prompt", "completion")`.
+            mixed: joined datasets may each have a form of their own.
 
         Raises:
             UserError: a missing file, split or column, an empty split, a row that cannot be read or holds nothing.
@@ -114,7 +115,7 @@ class DataConfig:
             parts.append(part)
         first, *others = taken
         for other in others:
-            if taken[other] != taken[first]:
+            if taken[other] != taken[first] and not mixed:
                 raise UserError(
                     f"dataset_name: {first} has the columns {' + '.join(taken[first])} and {other} "
                     f"{' + '.join(taken[other])}; data that are joined must be of one form"

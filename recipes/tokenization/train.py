@@ -20,7 +20,7 @@ from recipes.tokenization.tokenizer_config import TokenizerConfig
 
 @recipe
 def main(run: Run, data: DataConfig, method: TokenizerConfig) -> None:
-    texts = data.load(("text",), ("prompt", "completion"))
+    texts = data.load(("text",), ("prompt", "completion"), mixed=True)
 
     tokenizer = wrap(learn(Documents(texts["train"]), method), method)
     if method.chat_template_path:

@@ -51,7 +51,7 @@ STAGES = {
     ),
     "pretraining/span_corruption/quickstart": ([UNIGRAM], TWO_STEPS),
     "pretraining/text_to_text/quickstart": (["pretraining/span_corruption/quickstart"], TWO_STEPS),
-    "pretraining/unified/quickstart": ([WORDPIECE], TWO_STEPS),
+    "pretraining/unified/quickstart": ([ENCODER], TWO_STEPS),
     "pretraining/blank_infilling/quickstart": ([WORDPIECE], TWO_STEPS),
     SFT: ([BASE], TWO_STEPS),
     "finetuning/sft/quickstart-lora": ([BASE], TWO_STEPS),
