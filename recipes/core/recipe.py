@@ -85,8 +85,9 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
 def ddp_timeout(argv: Sequence[str]) -> int:
     """TrainingArguments' key of this name, read on its own: the config's classes want the processes to be there."""
     settings = read_command_line(argv)
-    if "config" in settings:
-        settings = read_yaml(find_config(str(settings["config"].value)))[0] | settings
+    config = settings["config"].value if "config" in settings else None
+    if isinstance(config, str):  # what is no name is refused where the config is read
+        settings = read_yaml(find_config(config))[0] | settings
     asked = settings["ddp_timeout"].value if "ddp_timeout" in settings else None
     return asked if isinstance(asked, int) else 1800
 
