@@ -174,6 +174,7 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
 
 def check_positions(model: nn.Module, length: int) -> None:
     """Raise a UserError if a reward model has fewer positions than a prompt and its response have tokens."""
+    model = getattr(model, "module", model)  # DeepSpeed's engine has a config of its own
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UserError(
