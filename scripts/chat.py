@@ -28,8 +28,9 @@ def talk(options: argparse.Namespace) -> None:
     """Read a line, stream the answer, until end of input. Without a chat template the model continues the text."""
     from transformers import AutoModelForCausalLM, TextStreamer
 
-    from recipes.core.models import ModelConfig, load_pretrained
+    from recipes.core.models import ModelConfig
     from recipes.core.recipe import quiet_libraries
+    from recipes.core.weights import load_pretrained
 
     quiet_libraries()
     tokenizer = ModelConfig(model_name_or_path=options.model).load_tokenizer(needs=("eos_token",))

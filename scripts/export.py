@@ -138,7 +138,7 @@ def open_base(auto: Any, source: str, adapter: str, task_type: str | None) -> "P
     """
     from transformers import AutoConfig
 
-    from recipes.core.models import load_pretrained
+    from recipes.core.weights import load_pretrained
 
     try:
         stored = AutoConfig.from_pretrained(source)

@@ -15,8 +15,8 @@ from torch import nn
 
 from recipes.adapters.layers import own_modules
 from recipes.adapters.places import ends, features
+from recipes.core.catalog import parent_config
 from recipes.core.errors import UserError, did_you_mean
-from recipes.core.models import parent_config
 
 POSITIVE = ("r", "init_r", "target_r", "num_virtual_tokens", "lora_alpha")
 NAMED_MODULES = ("target_modules", "feedforward_modules", "exclude_modules", "modules_to_save")

@@ -9,7 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from recipes.core.errors import UserError
-from recipes.core.models import whole_weights
+from recipes.core.weights import whole_weights
 
 
 def own_modules(model: nn.Module, whole: bool = False) -> Iterator[tuple[str, nn.Module]]:

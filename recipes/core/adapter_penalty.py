@@ -42,9 +42,8 @@ def add_missing_penalty(trainer: Trainer, penalty: Callable[[], Tensor]) -> None
             return result
         is_part = _is_part_of_step(trainer, num_items_in_batch)
         share = 1 / trainer.current_gradient_accumulation_steps if is_part else 1
-        averaged = (
-            is_part and trainer.args.average_tokens_across_devices
-        )  # Trainer has multiplied by the processes then
+        # Trainer has then multiplied by the processes
+        averaged = is_part and trainer.args.average_tokens_across_devices
         there = (trainer.accelerator.num_processes if averaged else 1) if with_loss else 0
         if share == there:
             return result

@@ -1,4 +1,4 @@
-"""What there is: recipes and configs, read from the folders alone (nothing is registered, nothing heavy imported)."""
+"""What there is: recipes, configs and runs, read from the folders alone (nothing is registered, nothing heavy imported)."""
 
 import ast
 from dataclasses import dataclass
@@ -128,3 +128,24 @@ def launch_profile(name: str) -> Path:
         known = [profile.stem for profile in LAUNCH.glob("*.yaml")]
         raise UserError(f"no launch profile '{name}' in configs/launch{did_you_mean(name, known)}")
     return path
+
+
+def parent_config(path: str) -> str | None:
+    """The config whose run a path such as `runs/rlhf/reward/quickstart` names, or None if it names no run."""
+    parts = Path(path).parts
+    names = ("/".join(parts[start:]) for start in range(1, len(parts)))
+    return next((name for name in names if (CONFIGS / f"{name}.yaml").is_file()), None)
+
+
+def check_source(path: str, key: str) -> None:
+    """Raise a UserError if `path` is a run that is not finished yet or a folder that is not there."""
+    folder, config = Path(path), parent_config(path)
+    if config and not (folder / "result.json").exists():
+        state = "is not finished" if folder.exists() else "was not made yet"
+        runs_dir = path.rstrip("/").removesuffix(config).rstrip("/")
+        elsewhere = f" --runs_dir {runs_dir}" if runs_dir != "runs" else ""
+        raise UserError(f"{key}: {path} {state}; make it with: python -m recipes run {config}{elsewhere}")
+    looks_local = path.startswith((".", "/", "~", "$", "runs/")) or path.count("/") > 1
+    if looks_local and not folder.exists():
+        hint = " (environment variables are not expanded)" if "$" in path else ""
+        raise UserError(f"{key}: no folder '{path}'{hint}")

@@ -1,25 +1,22 @@
 """Models and tokenizers by name: a Hub name, a folder, another run's output, or built from a config."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.core import peft_block
-from recipes.core.catalog import CONFIGS
+from recipes.core.catalog import check_source
 from recipes.core.errors import UserError, did_you_mean
-from recipes.core.files import read_json
+from recipes.core.weights import load_pretrained
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
     from peft import PeftConfig
-    from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
-POSITION_EMBEDDINGS = ("position_embeddings", "embed_positions", "wpe", "positions_embed")
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 TASK_TYPES = {  # PEFT's names; it has none for masked LMs, and this one adds a prompt and nothing else
     "AutoModelForCausalLM": "CAUSAL_LM",
@@ -30,27 +27,6 @@ TASK_TYPES = {  # PEFT's names; it has none for masked LMs, and this one adds a 
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
 }
-
-
-def parent_config(path: str) -> str | None:
-    """The config whose run a path such as `runs/rlhf/reward/quickstart` names, or None if it names no run."""
-    parts = Path(path).parts
-    names = ("/".join(parts[start:]) for start in range(1, len(parts)))
-    return next((name for name in names if (CONFIGS / f"{name}.yaml").is_file()), None)
-
-
-def check_source(path: str, key: str) -> None:
-    """Raise a UserError if `path` is a run that is not finished yet or a folder that is not there."""
-    folder, config = Path(path), parent_config(path)
-    if config and not (folder / "result.json").exists():
-        state = "is not finished" if folder.exists() else "was not made yet"
-        runs_dir = path.rstrip("/").removesuffix(config).rstrip("/")
-        elsewhere = f" --runs_dir {runs_dir}" if runs_dir != "runs" else ""
-        raise UserError(f"{key}: {path} {state}; make it with: python -m recipes run {config}{elsewhere}")
-    looks_local = path.startswith((".", "/", "~", "$", "runs/")) or path.count("/") > 1
-    if looks_local and not folder.exists():
-        hint = " (environment variables are not expanded)" if "$" in path else ""
-        raise UserError(f"{key}: no folder '{path}'{hint}")
 
 
 @dataclass
@@ -302,154 +278,3 @@ class ModelConfig:
             bnb_4bit_use_double_quant=self.use_bnb_nested_quant,
             bnb_4bit_compute_dtype=getattr(torch, self.dtype) if self.dtype not in (None, "auto") else torch.float32,
         )
-
-
-def load_pretrained(auto: type, path: str, new_weights: set[str] | None = None, **kwargs: Any) -> "PreTrainedModel":
-    """Weights from a Hub name or a folder; a folder that holds an adapter is merged into its base.
-
-    Args:
-        auto: one of transformers' Auto classes.
-        new_weights: receives the names of the parameters that were not there and were initialised anew.
-
-    Raises:
-        UserError: the run was not made yet, the folder is missing, or it holds no model of this kind.
-    """
-    check_source(path, "model_name_or_path")
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    adapter = read_json(Path(path) / "adapter_config.json")
-    try:
-        source = adapter["base_model_name_or_path"] if adapter else path
-        if adapter and adapter.get("revision"):
-            kwargs["revision"] = adapter["revision"]  # of its base
-        model, found = auto.from_pretrained(source, output_loading_info=True, **kwargs)
-        give_memory_to_new_weights(model)
-        missing = set(found["missing_keys"])
-        if adapter:
-            model = merged(model, path)
-            saved = [f".{module}." for module in adapter.get("modules_to_save") or ()]
-            missing = {key for key in missing if not any(module in f".{key}" for module in saved)}
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise UserError(
-            f"{path} has a head of another size than this task's; name the model that it was made from"
-        ) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"no model could be opened at {path}: {error}") from None
-    if new_weights is not None:
-        new_weights |= missing
-    return model
-
-
-def give_memory_to_new_weights(model: "PreTrainedModel") -> None:
-    """Under FSDP, where all processes but one have new weights, such as a head's, on the meta device until they are sent.
-
-    accelerate tells the weights in an optimizer by their address, of which these have none: it would take them for one.
-    """
-    import torch
-
-    for module in model.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.is_meta:
-                empty = torch.empty_like(weight, device="cpu")
-                module.register_parameter(name, torch.nn.Parameter(empty, requires_grad=weight.requires_grad))
-
-
-def weights_in(parameter: "nn.Parameter") -> int:
-    """How many weights a parameter holds, also where ZeRO-3 keeps a part of it here, or 4 bits lie two in a byte."""
-    count = getattr(parameter, "ds_numel", None) or parameter.numel()
-    return 2 * parameter.quant_storage.itemsize * count if type(parameter).__name__ == "Params4bit" else count
-
-
-def learned_positions(model: "nn.Module") -> int | None:
-    """How many tokens a model with an embedding of its positions can read; None where positions are computed."""
-    import torch
-
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in POSITION_EMBEDDINGS and isinstance(module, torch.nn.Embedding):
-            before = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - before
-    return None
-
-
-def check_row_lengths(trainer: "Trainer") -> None:
-    """Raise a UserError if a row of tokens, with the virtual ones of an adapter, is longer than the model's positions."""
-    from datasets import Dataset
-
-    adapter = peft_block.adapted(trainer)
-    config = adapter.active_peft_config if adapter is not None else None
-    virtual = config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
-    positions = learned_positions(trainer.model)
-    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
-    for rows in (trainer.train_dataset, *evaluated.values()):
-        if positions is None or not isinstance(rows, Dataset):
-            continue
-        columns = {"input_ids", "labels"} if trainer.model.config.is_encoder_decoder else {"input_ids"}
-        for column in columns & set(rows.column_names):
-            longest = _longest(rows, column) + virtual
-            if longest > positions:
-                key = "max_length" if column == "input_ids" else "max_target_length"
-                beside = f" beside {virtual} virtual ones" if virtual else ""
-                raise UserError(
-                    f"{key}: a row has {longest - virtual} tokens{beside}, and the model reads {positions}; set it to "
-                    f"{positions - virtual} or less"
-                )
-
-
-def _longest(rows: "Dataset", column: str) -> int:
-    """Tokens of the longest row."""
-    import pyarrow.compute as pc
-
-    tables = rows.select_columns(column).with_format("arrow").iter(10_000)
-    return max(pc.max(pc.list_value_length(table[column])).as_py() for table in tables)
-
-
-def whole_weights(*models: "nn.Module") -> AbstractContextManager:
-    """Under ZeRO-3, the weights of the models in one piece; what the first process writes to them is kept."""
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-    if not is_deepspeed_zero3_enabled():
-        return nullcontext()
-    import deepspeed
-
-    parameters = [parameter for model in models for parameter in model.parameters()]
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
-
-
-@contextmanager
-def unsharded() -> Iterator[None]:
-    """Models that are opened inside are whole in every process, also under ZeRO-3: for those that no engine is given."""
-    from transformers.integrations import deepspeed as integration
-
-    config = integration._hf_deepspeed_config_weak_ref
-    integration.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        integration._hf_deepspeed_config_weak_ref = config
-
-
-def merged(base: "PreTrainedModel", path: str) -> "PreTrainedModel":
-    """The base with the adapter saved at `path` merged into its weights.
-
-    Raises:
-        UserError: the adapter is of another base, or its method has no weights to merge.
-    """
-    from peft import PeftConfig, PeftModel
-
-    import recipes.adapters  # noqa: F401  registers its methods with PEFT
-
-    config = PeftConfig.from_pretrained(path)
-    unmergeable = (
-        f"{path} is an adapter of {config.peft_type.value.lower()}, which has no weights to merge into its base"
-    )
-    if config.is_prompt_learning:
-        raise UserError(f"{unmergeable}: open it with peft.AutoPeftModel")
-    try:
-        model = PeftModel.from_pretrained(base, path)
-    except RuntimeError as error:  # sizes that differ
-        raise UserError(f"{path} is an adapter of another base than {base.name_or_path}: {error}") from None
-    try:
-        return model.merge_and_unload()
-    except NotImplementedError:
-        raise UserError(f"{unmergeable}: open it with peft.AutoPeftModel") from None

@@ -60,10 +60,8 @@ def stop_on_non_finite_loss(trainer: Trainer, output_dir: Path) -> None:
     def checked_step(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = training_step(*args, **kwargs)
         broken = ~loss.detach().isfinite()
-        if trainer.accelerator.num_processes > 1:
-            broken = (
-                trainer.accelerator.reduce(broken.float(), "sum") > 0
-            )  # all of them stop, and the first one speaks
+        if trainer.accelerator.num_processes > 1:  # all of them stop, and the first one speaks
+            broken = trainer.accelerator.reduce(broken.float(), "sum") > 0
         if broken:
             print(file=sys.stderr)  # ends the line of the progress bar
             number = "not finite in another process" if math.isfinite(loss.item()) else loss.item()

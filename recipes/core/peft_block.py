@@ -81,9 +81,8 @@ def read(block: dict[str, Any], task_type: str, tokenizer: str | None = None) ->
     if block.get("prompt_tuning_init") == "TEXT":
         block.setdefault("tokenizer_name_or_path", tokenizer)
     if task_type == "SEQ_2_SEQ_LM" and method in ("prompt_tuning", "p_tuning"):
-        block.setdefault(
-            "num_transformer_submodules", 1
-        )  # PEFT makes a prompt for the decoder too, and never shows it
+        # PEFT would make a prompt for the decoder too, and never show it
+        block.setdefault("num_transformer_submodules", 1)
     if method == "adalora":
         block.setdefault("total_step", STEPS_UNKNOWN)
         if "r" in block:

@@ -65,16 +65,17 @@ def recipe(main: Callable[..., None]) -> Callable[..., None]:
                 if run.is_main_process:
                     print(f"{run.name}: finished before, in {run.output_dir}; --overwrite always makes it again")
                 return
+            run.claim()
             set_seed(run.arguments.seed)  # before any weight or adapter is made
             try:
                 main(run, *(config.get(group) for group in groups))
+                run.finish()
             except (ValueError, RuntimeError, ImportError, OSError) as error:
                 if not run.started and refused_by_library(error):
                     raise UserError(error) from None
                 raise
             finally:
-                run.discard_if_empty()
-            run.finish()
+                run.close()
         end_processes()
 
     command.parse = parse

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import yaml
 from recipes.core.catalog import ROOT, Recipe
 from recipes.core.config import Resolved, Setting, in_runs_dir, nest
 from recipes.core.errors import UserError
-from recipes.core.files import check_writable, read_json, write_json, write_text, write_yaml
+from recipes.core.files import check_writable, locked, read_json, write_json, write_text, write_yaml
 
 OVERWRITE = ["never", "changed", "always"]
 
@@ -75,6 +75,7 @@ class Run:
         self.earlier_seconds = 0.0
         self.stages: list[Run] = []
         self.started = False
+        self._locks = ExitStack()
 
     # ------------------------------------------------------------------------------------------------ what was asked
     @property
@@ -149,6 +150,16 @@ class Run:
         """Whether the folder has files that no unfinished run of ours explains."""
         return self.output_dir.is_dir() and any(self.output_dir.iterdir())
 
+    def claim(self) -> None:
+        """Keep other commands out of the folder, if it is there, until `close`.
+
+        Raises:
+            UserError: another command is at work in it.
+        """
+        self._locks.close()
+        if self.is_main_process and self.output_dir.is_dir():
+            self._locks.enter_context(locked(self.output_dir))
+
     def start(self) -> None:
         """Make the folder and write what was asked for: the first thing a run writes. A second call does nothing."""
         if self.started:
@@ -164,6 +175,7 @@ class Run:
                 shutil.rmtree(old)
                 held = None
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            self.claim()
             if held is None:
                 write_json(self.output_dir / "run.json", fresh)  # first: it tells whose folder this is
             write_yaml(self.output_dir / "config.yaml", self.config.plain())
@@ -194,10 +206,12 @@ class Run:
             last_good_checkpoint,
             stop_at_max_steps,
         )
-        from recipes.core.models import ModelConfig, check_row_lengths, weights_in
+        from recipes.core.models import ModelConfig
         from recipes.core.monitor import TRL_TOKENS, RunLog, stop_on_non_finite_loss, stop_without_gradient
         from recipes.core.moving import move
         from recipes.core.peft_block import check_training
+        from recipes.core.positions import check_row_lengths
+        from recipes.core.weights import weights_in
 
         model = self.config.groups.get(ModelConfig)
         if self.settings.get("do_train") is False:
@@ -333,8 +347,10 @@ class Run:
         set_seed(arguments.seed)  # what a stage draws does not depend on whether those before it were made or found
         return part
 
-    def discard_if_empty(self) -> None:
-        """After a mistake was reported: leave no empty folder behind that a trainer made."""
+    def close(self) -> None:
+        """Let other commands into the folder; after a mistake, leave no empty one behind that a trainer made."""
+        for run in (self, *self.stages):
+            run._locks.close()
         if self.is_main_process and not self.started:
             with suppress(OSError):
                 for folder in self._not_there_before:

@@ -13,7 +13,7 @@ from peft.utils import load_peft_weights
 from torch import Tensor
 
 from recipes.core import UserError
-from recipes.core.models import whole_weights
+from recipes.core.weights import whole_weights
 
 
 def few_shots(task: DatasetDict, shots: int, seed: int) -> DatasetDict:

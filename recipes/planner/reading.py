@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from recipes.core import ModelConfig
-from recipes.core.catalog import CONFIGS
+from recipes.core.catalog import CONFIGS, parent_config
 from recipes.core.config import Resolved, nest, read_yaml
 from recipes.core.errors import UserError, did_you_mean
-from recipes.core.models import HEAD_TASKS, parent_config
+from recipes.core.models import HEAD_TASKS
 from recipes.planner.architecture import Adapter, Architecture
 from recipes.planner.workload import STATES, Role, Rollout, Value, Workload, optimizer_kind, scorer
 

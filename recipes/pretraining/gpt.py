@@ -9,7 +9,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.masking_utils import find_packed_sequence_indices
 
 from recipes.core import UserError
-from recipes.core.models import whole_weights
+from recipes.core.weights import whole_weights
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:

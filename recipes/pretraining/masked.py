@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, TrainingArguments
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
-from recipes.core.models import whole_weights
+from recipes.core.weights import whole_weights
 from recipes.pretraining.cloze import filled_blanks, unigram_baselines
 from recipes.pretraining.drawn_rows import CountEpochs
 from recipes.pretraining.masked_trainer import MaskedTrainer, check_model

@@ -10,7 +10,7 @@ from transformers import AutoConfig, BartConfig, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from recipes.core import UserError
-from recipes.core.models import check_source
+from recipes.core.catalog import check_source
 
 SOURCE = "model.encoder.source."  # names of the new encoder's parameters
 FIRST_STEP = (  # what else the first step trains: BART's positions, the input projection of its first self-attention

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
 from recipes.core import UserError, metrics
-from recipes.core.models import check_source
+from recipes.core.catalog import check_source
 from recipes.pretraining.masking import IGNORED, pad
 
 FOLDER = "source_tokenizer"  # inside the output folder of stage 1

@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
-from recipes.core.models import load_pretrained
+from recipes.core.weights import load_pretrained
 from recipes.pretraining.reconstruction import ReconstructionTrainer
 from recipes.pretraining.source_encoder import BartForTranslation, check_stage
 from recipes.pretraining.translated import FOLDER, PairCollator, PairDataset, load_source_tokenizer, score, translate

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from recipes.core import UserError
-from recipes.core.models import whole_weights
+from recipes.core.weights import whole_weights
 
 OBJECTIVES = ("bidirectional", "left-to-right", "right-to-left", "sequence-to-sequence")
 BIDIRECTIONAL, LEFT_TO_RIGHT, RIGHT_TO_LEFT, SEQUENCE_TO_SEQUENCE = range(4)

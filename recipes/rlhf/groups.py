@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from recipes.core import ModelConfig, UserError
 from recipes.core.losses import refuse_smoothing
-from recipes.core.models import unsharded
+from recipes.core.weights import unsharded
 from recipes.rlhf.comparison import score
 from recipes.rlhf.ppo_data import check_lengths, left_pad, prompt_token_ids, response_texts, right_pad
 from recipes.rlhf.rewards import Reward, RewardsConfig, load_reward

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.core import DataConfig, ModelConfig, Run, UserError, recipe
-from recipes.core.models import check_source
+from recipes.core.catalog import check_source
 from recipes.rlhf.ppo_config import PPOConfig
 from recipes.rlhf.ppo_data import as_conversations
 from recipes.rlhf.ppo_trainer import PPOTrainer

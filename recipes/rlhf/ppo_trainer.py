@@ -43,7 +43,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import identity
 
 from recipes.core.errors import UserError
-from recipes.core.models import whole_weights
+from recipes.core.weights import whole_weights
 from recipes.rlhf import ppo_math
 from recipes.rlhf.heap import give_back_before_backward, keep_freed_memory
 from recipes.rlhf.ppo_checkpoints import PPOCheckpoints

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from recipes.core.errors import UserError
-from recipes.core.models import load_pretrained, whole_weights
+from recipes.core.weights import load_pretrained, whole_weights
 from recipes.rlhf.trunk import last_cells, packs, part_of, states, without_adapter
 
 HEAD_NAME = "value_head.safetensors"

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.core.catalog import check_source
 from recipes.core.errors import UserError, did_you_mean
-from recipes.core.models import check_source, load_pretrained
+from recipes.core.weights import load_pretrained
 from recipes.rlhf import naive_bayes
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recipes.core.errors import UserError
-from recipes.core.models import whole_weights
 from recipes.core.peft_block import puts_prompt_at_input
+from recipes.core.weights import whole_weights
 from recipes.rlhf import ppo_math
 from recipes.rlhf.packing import make_packable, pack
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from recipes.core import ModelConfig, UserError, peft_block
-from recipes.core.models import weights_in
+from recipes.core.weights import weights_in
 
 LORA = {"method": "lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
 

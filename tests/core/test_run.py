@@ -1,12 +1,15 @@
 """The life of a run: what it leaves, and what a second call of the same command does."""
 
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+
+from recipes.core.files import locked
 
 RECIPE = "finetuning/sft"
 
@@ -292,6 +295,32 @@ def test_killed_after_the_last_step_it_only_saves(folder, again, log_of):
     assert weights(folder) == before
     assert log_of(folder) == lines
     assert result(folder)["metrics"] == metrics
+
+
+def test_a_folder_in_which_another_command_is_at_work_is_refused(folder, again, capsys):
+    unfinish(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with locked(folder):
+        for more in ([], ["--overwrite", "always"]):
+            with pytest.raises(SystemExit) as stop:
+                again(*more)
+            assert stop.value.code == 2
+            assert f"another command is still at work in {folder}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    again()
+    assert result(folder)
+
+
+def test_a_worker_that_outlives_its_run_keeps_nobody_out(tmp_path):
+    forked = multiprocessing.get_context("fork")
+    ours, its = forked.Pipe()
+    with locked(tmp_path):
+        worker = forked.Process(target=lambda: (its.send("up"), its.recv()))
+        worker.start()
+        assert ours.recv() == "up"
+    with locked(tmp_path):
+        assert worker.is_alive()
+    worker.kill()
 
 
 def test_an_interrupt_says_that_the_run_goes_on(main, job, tmp_path, monkeypatch, capsys):

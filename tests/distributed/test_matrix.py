@@ -170,7 +170,7 @@ DRAWN_IN_PARTS = """
 import deepspeed, torch
 from transformers import AutoModelForCausalLM, GPTNeoConfig
 from transformers.integrations import HfDeepSpeedConfig
-from recipes.core.models import whole_weights
+from recipes.core.weights import whole_weights
 from recipes.pretraining.gpt import initialize
 
 deepspeed.init_distributed("gloo")
