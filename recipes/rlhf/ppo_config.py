@@ -160,6 +160,13 @@ class PPOConfig(_BaseConfig):
         },
     )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    value_head_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of the value's head, on the same schedule; one that begins at 0 wants more than trained "
+            "weights. Default: learning_rate."
+        },
+    )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus; 0: none."})
     gamma: float = field(default=1.0, metadata={"help": "Discount factor."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
@@ -195,7 +202,7 @@ class PPOConfig(_BaseConfig):
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
         positive = ("temperature", "cliprange", "cliprange_value", "reward_clip", "missing_eos_penalty", "kl_target")
-        for name in (*positive, "kl_stop", "max_kl"):
+        for name in (*positive, "kl_stop", "max_kl", "value_head_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.dual_clip is not None and self.dual_clip <= 1:

@@ -59,6 +59,7 @@ from recipes.rlhf.ppo_pretraining import PretrainingTexts
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 from recipes.rlhf.ppo_roles import cast_roles
 from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
+from recipes.rlhf.ppo_values import ValueHead
 from recipes.rlhf.trunk import without_adapter
 
 logger = get_logger(__name__)
@@ -340,6 +341,21 @@ class PPOTrainer(PPOCheckpoints):
         keep_freed_memory()
         with disable_input_dtype_casting(self.model, active=self.args.bf16):
             return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """transformers' own, in which the value's head has a group for `value_head_learning_rate`."""
+        if self.args.value_head_learning_rate is None:
+            return super().create_optimizer(model)
+        if self.optimizer is not None:
+            raise UserError("value_head_learning_rate: the optimizer that was passed has its own rates; leave one out")
+        optimizer = super().create_optimizer(model)
+        value = (self.model if model is None else model).value
+        head = [*(value.parameters() if isinstance(value, ValueHead) else value.model.score.parameters())]
+        for group in optimizer.param_groups:
+            group["params"] = [weight for weight in group["params"] if all(weight is not part for part in head)]
+        options = {"weight_decay": self.args.weight_decay, "lr": self.args.value_head_learning_rate}
+        optimizer.add_param_group({"params": head} | options)
+        return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         """Policy loss + vf_coef * value loss - entropy_coef * entropy, summed over the tokens of this micro-batch.

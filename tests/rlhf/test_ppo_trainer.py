@@ -363,7 +363,7 @@ def test_it_learns_a_programmatic_reward(tmp_path, value_model):
 def test_a_resumed_run_is_the_undisturbed_run(tmp_path, step, value_model):
     options = {"max_steps": 16, "logging_steps": 3, "kl_target": 0.1, "kl_horizon": 50, "save_strategy": "steps"}
     arguments = {"eval_dataset": make_prompts(6), "value_model": value_model}
-    options |= {"save_steps": step, "eval_strategy": "steps", "eval_steps": 5}
+    options |= {"save_steps": step, "eval_strategy": "steps", "eval_steps": 5, "value_head_learning_rate": 0.01}
 
     def run(path):
         return make_trainer(path, [make_reward_model(), noisy], arguments=arguments, **options)
@@ -702,6 +702,40 @@ def test_a_shared_value_reads_the_policys_own_states_and_shapes_them(tmp_path):
     assert set(load_file(tmp_path / "model.safetensors")) == set(policy.state_dict())
 
 
+@every_value_model
+def test_the_values_head_can_have_a_learning_rate_of_its_own(tmp_path, value_model):
+    """Adam's first step moves a weight by its learning rate, whatever the gradient."""
+    options = {"learning_rate": 1e-4, "value_head_learning_rate": 0.01, "adam_epsilon": 1e-20, "max_steps": 1}
+    options |= {"max_grad_norm": 0.0, "weight_decay": 0.0}
+    trainer = make_trainer(tmp_path, arguments={"value_model": value_model}, lr_scheduler_type="constant", **options)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    steps = {name: (weight - before[name]).abs() for name, weight in trainer.model.named_parameters()}
+    (head,) = (name for name in steps if name in ("value.weight", "value.model.score.weight"))
+    torch.testing.assert_close(steps.pop(head), torch.full_like(before[head], 0.01))
+    assert 0.9e-4 < max(step.max() for step in steps.values()) < 1.1e-4
+
+
+def test_the_heads_learning_rate_follows_the_schedule(tmp_path):
+    rates = {"learning_rate": 1e-3, "value_head_learning_rate": 0.02}
+    trainer = make_trainer(tmp_path, lr_scheduler_type="linear", max_steps=6, **rates)
+    trainer.create_optimizer_and_scheduler(6)
+    for step in range(6):
+        now = sorted({group["lr"] for group in trainer.optimizer.param_groups})
+        assert now == pytest.approx([1e-3 * (1 - step / 6), 0.02 * (1 - step / 6)])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    trained = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]
+    assert len(trained) == len({id(weight) for weight in trained}) == len([*trainer.model.parameters()])
+
+
+def test_an_optimizer_that_is_passed_has_the_heads_rate_too(tmp_path):
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    trainer = make_trainer(tmp_path, arguments={"optimizers": (optimizer, None)}, value_head_learning_rate=0.1)
+    with pytest.raises(ValueError, match="value_head_learning_rate: the optimizer that was passed has its own rates"):
+        trainer.train()
+
+
 def test_activation_checkpointing_changes_no_number(tmp_path):
     plain, saving = make_trainer(tmp_path), make_trainer(tmp_path, activation_checkpointing=True)
     plain.train()
@@ -741,6 +775,7 @@ def test_the_config_parses_and_logs_once_per_rollout(tmp_path):
         ({"cliprange": 0.0}, "cliprange must be above 0"),
         ({"cliprange_value": -1.0}, "cliprange_value must be above 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"value_head_learning_rate": 0.0}, "value_head_learning_rate must be above 0"),
         ({"num_mini_batches": 0}, "num_mini_batches must be at least 1"),
         ({"num_ppo_epochs": 0}, "num_ppo_epochs must be at least 1"),
         ({"response_length": 0}, "response_length must be at least 1"),
