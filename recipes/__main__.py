@@ -97,7 +97,7 @@ def validate(names: Sequence[str]) -> None:
             print(f"error  {config_name(path) or path}: {error}")
     if failures:
         raise UserError(f"{failures} of {len(chosen)} configs failed")
-    print(f"{len(chosen)} configs are valid")
+    print(f"{len(chosen)} config{'s are' if len(chosen) > 1 else ' is'} valid")
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
