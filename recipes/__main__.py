@@ -258,7 +258,7 @@ def main() -> None:
 def _add_plan_options(planning: argparse.ArgumentParser) -> None:
     planning.add_argument("config")
     planning.add_argument("--gpus", type=int, default=1, help="GPUs in all")
-    planning.add_argument("--gpu", default="h100-80gb", help="a GPU of configs/plan/hardware.yaml")
+    planning.add_argument("--gpu", default="h100-80gb", help="a GPU of recipes/planner/hardware.yaml")
     planning.add_argument("--nodes", type=int, help="nodes they stand in; default: full ones")
     planning.add_argument("--network", help="between nodes, of the same file; default: the GPU's usual one")
     planning.add_argument("--tokens", type=float, help="tokens of the whole training, such as 2e9")
@@ -269,7 +269,7 @@ def _add_plan_options(planning: argparse.ArgumentParser) -> None:
         "overhead_gib": "GiB of each GPU that no tensor fills",
         "host_gib": "GiB of the host's memory for each GPU",
     }.items():
-        planning.add_argument(f"--{name}", type=float, help=f"{what}; default: configs/plan/hardware.yaml")
+        planning.add_argument(f"--{name}", type=float, help=f"{what}; default: recipes/planner/hardware.yaml")
     planning.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the memory of every layout")
 
 

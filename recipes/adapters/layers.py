@@ -1,6 +1,7 @@
 """What the adapters here have in common: a layer around a module of the base model, and the tuner that puts it there."""
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -119,13 +120,13 @@ class AdapterModel(BaseTuner):
     tuner_layer_cls = BaseTunerLayer
     why_not_merged: str | None = None
 
+    @abstractmethod
     def find(self, config, model: nn.Module) -> Sequence[str]:
         """The names of the modules that an adapter of this config is put around.
 
         Raises:
             UserError: the model has no such modules.
         """
-        raise NotImplementedError
 
     def inject_adapter(self, model: nn.Module, *args, **kwargs) -> None:
         with whole_weights(model):  # an adapter has the shape of what it adapts, and BitFit its values

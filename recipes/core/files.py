@@ -1,20 +1,15 @@
 """Files that are either whole or absent: written under a temporary name, then moved into place."""
 
-import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recipes.core.errors import UserError
-
-_locks: set[int] = set()  # descriptors of this process
-os.register_at_fork(after_in_child=lambda: [_unlock(lock) for lock in [*_locks]])  # or a worker would outlive the run
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -56,32 +51,3 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"output_dir: cannot write in {nearest}: {error.strerror.lower()}") from None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process from locking `folder`; the end of this one, however it comes, ends that too.
-
-    Raises:
-        UserError: another process has locked it.
-    """
-    lock = os.open(folder, os.O_RDONLY)
-    _locks.add(lock)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"output_dir: another command is still at work in {folder}; wait for it, or choose another --output_dir"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        _unlock(lock)
-
-
-def _unlock(lock: int) -> None:
-    if lock in _locks:
-        _locks.remove(lock)
-        os.close(lock)

@@ -23,7 +23,8 @@ import yaml
 from recipes.core.catalog import ROOT, Recipe
 from recipes.core.config import Resolved, Setting, in_runs_dir, nest
 from recipes.core.errors import UserError
-from recipes.core.files import check_writable, locked, read_json, write_json, write_text, write_yaml
+from recipes.core.files import check_writable, read_json, write_json, write_text, write_yaml
+from recipes.core.lock import locked
 
 OVERWRITE = ["never", "changed", "always"]
 

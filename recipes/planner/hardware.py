@@ -1,15 +1,15 @@
-"""What the planner knows of GPUs and networks: read from `configs/plan/hardware.yaml`."""
+"""What the planner knows of GPUs and networks: read from `recipes/planner/hardware.yaml`."""
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from recipes.core.catalog import CONFIGS
 from recipes.core.errors import UserError, did_you_mean
 
-HARDWARE = CONFIGS / "plan" / "hardware.yaml"
+HARDWARE = Path(__file__).with_name("hardware.yaml")
 GIB = 2**30
 
 
@@ -101,7 +101,7 @@ def _find(kind: str, option: str, name: str) -> dict[str, Any]:
     entries = known()[kind]
     if name not in entries:
         near = did_you_mean(name, entries)
-        raise UserError(f"{option}: configs/plan/hardware.yaml knows no '{name}'{near}")
+        raise UserError(f"{option}: recipes/planner/hardware.yaml knows no '{name}'{near}")
     return entries[name]
 
 

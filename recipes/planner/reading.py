@@ -16,7 +16,7 @@ from recipes.core.models import HEAD_TASKS
 from recipes.planner.architecture import Adapter, Architecture
 from recipes.planner.workload import STATES, Role, Rollout, Value, Workload, optimizer_kind, scorer
 
-ARCHITECTURES = CONFIGS / "plan" / "architectures.yaml"
+ARCHITECTURES = Path(__file__).with_name("architectures.yaml")
 # The recipes that this module knows to read, and PEFT's name of the task that each trains its model for.
 RECIPES = {
     "pretraining/causal": "CAUSAL_LM",
@@ -67,7 +67,7 @@ def find_architecture(name: str) -> Architecture:
         near = did_you_mean(name, known) or "; give a folder with its config.json"
         raise UserError(
             f"model_name_or_path: '{name}' is no folder, not on the Hub as far as it can be reached, and not in "
-            f"configs/plan/architectures.yaml{near}"
+            f"recipes/planner/architectures.yaml{near}"
         ) from None
 
 

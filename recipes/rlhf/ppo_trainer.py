@@ -59,7 +59,6 @@ from recipes.rlhf.ppo_pretraining import PretrainingTexts
 from recipes.rlhf.ppo_rewards import RewardFunc, Rewards
 from recipes.rlhf.ppo_roles import cast_roles
 from recipes.rlhf.ppo_rollout import SEQUENCE, ResponseSampler
-from recipes.rlhf.ppo_values import ValueHead
 from recipes.rlhf.trunk import without_adapter
 
 logger = get_logger(__name__)
@@ -125,6 +124,8 @@ class PPOTrainer(PPOCheckpoints):
     ):
         if args.n_gpu > 1:
             raise UserError(f"one process sees {args.n_gpu} GPUs: start one process for each with accelerate launch")
+        if args.value_head_learning_rate is not None and optimizers[0] is not None:
+            raise UserError("value_head_learning_rate: the optimizer that was passed has its own rates; leave one out")
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
@@ -344,17 +345,14 @@ class PPOTrainer(PPOCheckpoints):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """transformers' own, in which the value's head has a group for `value_head_learning_rate`."""
-        if self.args.value_head_learning_rate is None:
+        rate = self.args.value_head_learning_rate
+        if rate is None or self.optimizer is not None:  # it may have been made by an earlier call
             return super().create_optimizer(model)
-        if self.optimizer is not None:
-            raise UserError("value_head_learning_rate: the optimizer that was passed has its own rates; leave one out")
         optimizer = super().create_optimizer(model)
-        value = (self.model if model is None else model).value
-        head = [*(value.parameters() if isinstance(value, ValueHead) else value.model.score.parameters())]
+        head = [*(self.model if model is None else model).value.head.parameters()]
         for group in optimizer.param_groups:
             group["params"] = [weight for weight in group["params"] if all(weight is not part for part in head)]
-        options = {"weight_decay": self.args.weight_decay, "lr": self.args.value_head_learning_rate}
-        optimizer.add_param_group({"params": head} | options)
+        optimizer.add_param_group({"params": head, "lr": rate, "weight_decay": self.args.weight_decay})
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:

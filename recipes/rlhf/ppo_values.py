@@ -42,9 +42,14 @@ class ScalarModel(nn.Module):
         if self.pools:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
         at = last_cells(attention_mask) if at is None else at
-        model = without_adapter(self.model)
-        hidden = states(model.base_model, self.packs, input_ids, attention_mask, at)
-        return model.score(hidden).float().sum(dim=-1)  # of one label; `squeeze` is a view, which FSDP2 warns of
+        trunk = without_adapter(self.model).base_model
+        hidden = states(trunk, self.packs, input_ids, attention_mask, at)
+        return self.head(hidden).float().sum(dim=-1)  # of one label; `squeeze` is a view, which FSDP2 warns of
+
+    @property
+    def head(self) -> nn.Module:
+        """What reads the score from the hidden states of a decoder."""
+        return without_adapter(self.model).score
 
     def save(self, folder: str, state_dict: dict[str, Tensor]) -> None:
         self.model.save_pretrained(folder, state_dict=part_of(state_dict, "model."))
@@ -65,6 +70,10 @@ class ValueHead(nn.Linear):
         """Hidden states [..., H] to values [...], in float32 under autocast too."""
         with torch.autocast(hidden.device.type, enabled=False):
             return super().forward(hidden.to(self.weight.dtype)).float().sum(dim=-1)
+
+    @property
+    def head(self) -> nn.Module:
+        return self
 
     def save(self, folder: str, state_dict: dict[str, Tensor]) -> None:
         os.makedirs(folder, exist_ok=True)

@@ -2,8 +2,8 @@
 
 `measure` trains small models through the recipes' own scripts and the profiles of configs/launch, two to four processes on
 this machine's CPU, and sets each process's peak memory and traffic beside the plan for the same config. `page` writes
-docs/planner.md: that table, one of the published runs of configs/plan/published.yaml, and the plans for models that nobody
-here can train.
+docs/planner.md: that table, one of the published runs of scripts/bench/plan_published.yaml, and the plans for models that
+nobody here can train.
 
 Run: python -m scripts.bench.plan measure [--cases NAME …]
      python -m scripts.bench.plan page

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recipes.core.files import locked
+from recipes.core.lock import locked
 
 RECIPE = "finetuning/sft"
 
@@ -315,12 +315,13 @@ def test_a_worker_that_outlives_its_run_keeps_nobody_out(tmp_path):
     forked = multiprocessing.get_context("fork")
     ours, its = forked.Pipe()
     with locked(tmp_path):
-        worker = forked.Process(target=lambda: (its.send("up"), its.recv()))
+        worker = forked.Process(target=lambda: (its.send("up"), its.recv()), daemon=True)
         worker.start()
         assert ours.recv() == "up"
     with locked(tmp_path):
         assert worker.is_alive()
     worker.kill()
+    worker.join()
 
 
 def test_an_interrupt_says_that_the_run_goes_on(main, job, tmp_path, monkeypatch, capsys):

@@ -293,7 +293,10 @@ def test_the_command_prints_tables_and_draws_a_plot(run, tmp_path):
 
 
 MISTAKES = {
-    "unknown GPU": (["--gpu", "h100-80"], "configs/plan/hardware.yaml knows no 'h100-80'; did you mean 'h100-80gb'?"),
+    "unknown GPU": (
+        ["--gpu", "h100-80"],
+        "recipes/planner/hardware.yaml knows no 'h100-80'; did you mean 'h100-80gb'?",
+    ),
     "no GPUs": (["--gpus", "0"], "--gpus must be at least 1, not 0"),
     "a word for a number": (["--gpus", "many"], "invalid int value: 'many'"),
     "nodes that do not divide": (["--gpus", "8", "--nodes", "3"], "8 GPUs cannot be shared out evenly over 3 nodes"),
@@ -331,7 +334,7 @@ def test_a_mistake_is_one_line(argv, expected, run, capsys):
         (["pretraining/causal/quickstrat"], "did you mean 'pretraining/causal/quickstart'?"),
         (
             ["finetuning/sft/qwen2.5-0.5b", "--model_name_or_path", "Qwen/Qwen2.5-0.6B"],
-            "not in configs/plan/architectures.yaml; did you mean 'Qwen/Qwen2.5-0.5B'?",
+            "not in recipes/planner/architectures.yaml; did you mean 'Qwen/Qwen2.5-0.5B'?",
         ),
     ],
 )
@@ -368,7 +371,7 @@ def tables_of_the_page() -> dict[str, list[list[str]]]:
 
 def published_rows(figure: str) -> list[dict]:
     """The rows of published.yaml that have this figure, with what their groups say."""
-    known = yaml.safe_load((CONFIGS / "plan" / "published.yaml").read_text(encoding="utf-8"))
+    known = yaml.safe_load((ROOT / "scripts" / "bench" / "plan_published.yaml").read_text(encoding="utf-8"))
     return [group | row for group in known["groups"] for row in group["rows"] if re.search(figure, " ".join(row))]
 
 

@@ -710,10 +710,13 @@ def test_the_values_head_can_have_a_learning_rate_of_its_own(tmp_path, value_mod
     trainer = make_trainer(tmp_path, arguments={"value_model": value_model}, lr_scheduler_type="constant", **options)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
+    first = trainer.optimizer
     steps = {name: (weight - before[name]).abs() for name, weight in trainer.model.named_parameters()}
     (head,) = (name for name in steps if name in ("value.weight", "value.model.score.weight"))
     torch.testing.assert_close(steps.pop(head), torch.full_like(before[head], 0.01))
     assert 0.9e-4 < max(step.max() for step in steps.values()) < 1.1e-4
+    trainer.train()
+    assert trainer.optimizer is first
 
 
 def test_the_heads_learning_rate_follows_the_schedule(tmp_path):
@@ -731,9 +734,8 @@ def test_the_heads_learning_rate_follows_the_schedule(tmp_path):
 
 def test_an_optimizer_that_is_passed_has_the_heads_rate_too(tmp_path):
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-    trainer = make_trainer(tmp_path, arguments={"optimizers": (optimizer, None)}, value_head_learning_rate=0.1)
     with pytest.raises(ValueError, match="value_head_learning_rate: the optimizer that was passed has its own rates"):
-        trainer.train()
+        make_trainer(tmp_path, arguments={"optimizers": (optimizer, None)}, value_head_learning_rate=0.1)
 
 
 def test_activation_checkpointing_changes_no_number(tmp_path):
